@@ -1,0 +1,250 @@
+"""Finding and reading what a user edits: sweeps/ (what to search) and jobs/ (where and how to run it)."""
+
+import difflib
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from somvq.config import Frozen, RunConfig
+from somvq.errors import DefinitionError
+from somvq.runs import METRICS
+
+SEARCHABLE = [name for name in RunConfig.model_fields if name != "seed"]  # each trial has a seed of its own
+Scalar = bool | int | float | str
+Distribution = Literal["uniform", "log_uniform_values", "int_uniform"]
+Definition = TypeVar("Definition", "Sweep", "JobDefinition")
+
+
+class Metric(Frozen):
+    """What a study optimises: the value at a run's last epoch."""
+
+    name: str
+    goal: Literal["maximize", "minimize"]
+
+    @field_validator("name")
+    @classmethod
+    def _is_measured(cls, name: str) -> str:
+        if name not in METRICS:
+            raise ValueError(f"'{name}' is not measured; {did_you_mean(name, METRICS)}")
+        return name
+
+
+class Parameter(Frozen):
+    """One parameter, in W&B's words: `value`, or `values`, or `min` and `max`.
+
+    Whole bounds without a distribution mean whole numbers, as in W&B: {min: 0, max: 1} is 0 or 1.
+    """
+
+    value: Scalar | None = None
+    values: tuple[Scalar, ...] | None = Field(None, min_length=1)
+    min: int | float | None = None
+    max: int | float | None = None
+    distribution: Distribution | None = None
+
+    @model_validator(mode="after")
+    def _says_one_thing(self) -> Self:
+        forms = [self.value is not None, self.values is not None, self.min is not None and self.max is not None]
+        if sum(forms) != 1 or ((self.min is None) != (self.max is None)):
+            raise ValueError("give value: X, or values: [X, Y], or min: X and max: Y")
+        if self.values is not None and len(set(self.values)) < len(self.values):
+            raise ValueError(f"values {list(self.values)} name one twice")
+        if self.min is None and self.distribution:
+            raise ValueError(f"distribution {self.distribution} needs min and max")
+        if self.min is not None and self.max is not None:
+            if self.min >= self.max:
+                raise ValueError(f"min {self.min} is not below max {self.max}")
+            if self.distribution == "log_uniform_values" and self.min <= 0:
+                raise ValueError(f"log_uniform_values needs a min above 0, not {self.min}")
+            if self.distribution == "int_uniform" and not self.whole:
+                raise ValueError(f"int_uniform needs whole bounds, not {self.min} and {self.max}")
+        return self
+
+    @property
+    def whole(self) -> bool:
+        """Whether both bounds are whole numbers."""
+        return isinstance(self.min, int) and isinstance(self.max, int)
+
+    @property
+    def samples(self) -> tuple[Scalar, ...]:
+        """Values such that if these are possible, all are: for a range its ends and, if not whole, one between."""
+        if self.value is not None:
+            return (self.value,)
+        if self.values is not None or self.min is None or self.max is None:
+            return self.values or ()
+        return (self.min, self.max) if self.whole else (self.min, self.max, self.min + 0.4142 * (self.max - self.min))
+
+
+class EarlyTermination(Frozen):
+    """Stops trials that lag behind: successive halving (ASHA) with `eta`, from epoch `min_iter` on."""
+
+    type: Literal["hyperband"]
+    min_iter: Annotated[int, Field(ge=1)] = 10
+    eta: Annotated[int, Field(ge=2)] = 3
+
+
+class Sweep(Frozen):
+    """What to search: a W&B sweep file, as far as it makes sense here."""
+
+    name: str = ""
+    description: str = ""
+    method: Literal["bayes", "random", "grid"] = "bayes"
+    metric: Metric
+    parameters: dict[str, Parameter] = Field(min_length=1)
+    run_cap: Annotated[int, Field(ge=1)] | None = None
+    early_terminate: EarlyTermination | None = None
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> Self:
+        for name, parameter in self.parameters.items():
+            try:
+                check_parameter(name, parameter)
+                if self.method == "grid" and parameter.min is not None:
+                    raise ValueError("method grid needs value or values here, not min and max")
+            except ValueError as error:
+                raise PydanticCustomError("parameter", "{message}", {"message": str(error), "at": name}) from None
+        return self
+
+    def fixed(self) -> dict[str, Scalar]:
+        """The parameters that have one value."""
+        return {name: p.value for name, p in self.parameters.items() if p.value is not None}
+
+
+class JobDefinition(Frozen):
+    """Where and how to run workers."""
+
+    executor: Literal["local"]
+    workers: Annotated[int, Field(ge=1)] = 1
+
+
+def check_parameter(name: str, parameter: Parameter) -> None:
+    """Refuses what is no setting of a run, and values that the setting cannot have."""
+    if name not in SEARCHABLE:
+        raise ValueError(f"is not a setting that can be searched; {did_you_mean(name, SEARCHABLE)}")
+    for value in parameter.samples:
+        check_setting(name, value)
+
+
+def check_setting(name: str, value: Any) -> None:
+    """Refuses a value that setting `name` cannot have, whatever the others are."""
+    try:
+        RunConfig.model_validate({"model": "psom", name: value})
+    except ValidationError as error:
+        own = [p for p in error.errors() if p["loc"] in ((name,), ())]
+        if own and not (name == "model" and own[0]["loc"] == ()):
+            raise ValueError(f"{value!r} is impossible: {plain(own[0])}") from None
+
+
+def did_you_mean(name: str, allowed: Any) -> str:
+    """The names that are allowed, the likeliest first."""
+    close = difflib.get_close_matches(name, list(allowed), 1)
+    return (f"did you mean '{close[0]}'? " if close else "") + f"allowed: {', '.join(allowed)}"
+
+
+def plain(problem: Any) -> str:
+    """One of pydantic's complaints, in our words."""
+    if problem["type"] == "extra_forbidden":
+        return "is not known here"
+    if problem["type"] == "missing":
+        return "is missing"
+    if problem["type"] == "model_type":
+        return f"give keys and values here, not {problem['input']!r}"
+    message: str = problem["msg"].removeprefix("Value error, ")
+    return message[0].lower() + message[1:]
+
+
+def folder_of(kind: Literal["sweeps", "jobs"]) -> Traversable:
+    """The definitions that came with somvq: in the wheel, or beside a source checkout."""
+    packaged = files("somvq") / kind
+    return packaged if packaged.is_dir() else Path(__file__).parents[1] / kind
+
+
+def find_definition(kind: Literal["sweeps", "jobs"], name: str) -> Traversable:
+    """The file that `name` means: a path, else ./KIND/NAME.yaml, else the shipped one.
+
+    Raises:
+        DefinitionError: there is none; lists those there are.
+    """
+    for path in (Path(name), Path(kind, f"{name}.yaml")):
+        if path.suffix in (".yaml", ".yml") and path.is_file():
+            return path
+    shipped = folder_of(kind) / f"{name}.yaml"
+    if shipped.is_file():
+        return shipped
+    known = sorted({p.name.removesuffix(".yaml") for p in [*Path(kind).glob("*.yaml"), *folder_of(kind).iterdir()]
+                    if p.name.endswith(".yaml")})  # fmt: skip
+    what = kind.removesuffix("s")
+    raise DefinitionError(
+        f"no {what} is called '{name}'; there are {', '.join(known)}, or give the path of a .yaml file"
+    )
+
+
+def read_sweep(file: Traversable) -> Sweep:
+    """The sweep in `file`; its name, where it has none, is the file's."""
+    sweep = read_definition(file, Sweep)
+    return sweep if sweep.name else sweep.model_copy(update={"name": file.name.rsplit(".", 1)[0]})
+
+
+def read_job(file: Traversable) -> JobDefinition:
+    """The job definition in `file`."""
+    return read_definition(file, JobDefinition)
+
+
+def read_definition(file: Traversable, kind: type[Definition]) -> Definition:
+    """What `file` says.
+
+    Raises:
+        DefinitionError: the file, the line, the key and what is allowed.
+    """
+    text = file.read_text(encoding="utf-8")
+    try:
+        return kind.model_validate(yaml.safe_load(text) or {})
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}: " if mark else ""
+        raise DefinitionError(f"{file}: {where}not YAML: {getattr(error, 'problem', error)}") from error
+    except ValidationError as error:
+        tree = yaml.compose(text)
+        lines = [complaint(file, tree, problem, kind) for problem in error.errors()]
+        raise DefinitionError("\n".join(dict.fromkeys(lines))) from error
+
+
+def complaint(file: Traversable, tree: Any, problem: Any, kind: type[Frozen]) -> str:
+    """One line for one problem: file, line, key, what is wrong, what is allowed."""
+    if problem["type"] == "parameter":
+        problem = {**problem, "loc": ("parameters", problem["ctx"]["at"])}
+    path = [part for part in problem["loc"] if isinstance(part, int) or part not in ("int", "float", "str", "bool")]
+    message = plain(problem)
+    if problem["type"] == "extra_forbidden":
+        message += f"; {did_you_mean(str(path[-1]), allowed_beside(path, kind))}"
+    key = f"{'.'.join(map(str, path))}: " if path else ""
+    return f"{file}: line {line_of(tree, path)}: {key}{message}"
+
+
+def allowed_beside(path: list[Any], kind: type[Frozen]) -> list[str]:
+    """The keys that a definition knows at the place of an unknown one."""
+    if len(path) == 1:
+        return list(kind.model_fields)
+    inner: dict[str, type[Frozen]] = {"metric": Metric, "parameters": Parameter, "early_terminate": EarlyTermination}
+    return list(inner.get(str(path[0]), kind).model_fields)
+
+
+def line_of(node: Any, path: list[Any]) -> int:
+    """The line of the key at `path` below a YAML node, as far as the path goes."""
+    line: int = node.start_mark.line + 1 if node else 1
+    for part in path:
+        if isinstance(node, yaml.MappingNode):
+            pairs = {key.value: (key, value) for key, value in node.value}
+        elif isinstance(node, yaml.SequenceNode):
+            pairs = {index: (item, item) for index, item in enumerate(node.value)}
+        else:
+            break
+        if part not in pairs:
+            break
+        key, node = pairs[part]
+        line = key.start_mark.line + 1
+    return line

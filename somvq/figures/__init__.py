@@ -1,0 +1,106 @@
+"""Figures: arrays in, a matplotlib Figure out; here, what all of them share, and how a figure becomes pixels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DPI = 100
+INK, FAINT, PAPER, DARK = "#1f2430", "#8b93a1", "#ffffff", "#101318"
+BLUE, ORANGE = "#0072b2", "#d55e00"  # Okabe and Ito's, told apart by everyone
+
+STYLE: dict[str, Any] = {
+    "figure.dpi": DPI,
+    "figure.facecolor": PAPER,
+    "figure.constrained_layout.h_pad": 0.12,
+    "figure.constrained_layout.w_pad": 0.12,
+    "font.family": ["DejaVu Sans"],  # comes with matplotlib: the same pixels on every machine
+    "font.size": 11,
+    "text.color": INK,
+    "axes.edgecolor": "#c3c8d0",
+    "axes.labelcolor": INK,
+    "axes.titlesize": 12,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.titlepad": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e9ebef",
+    "xtick.color": "#c3c8d0",
+    "ytick.color": "#c3c8d0",
+    "xtick.labelcolor": "#4d5563",
+    "ytick.labelcolor": "#4d5563",
+    "xtick.labelsize": 10,
+    "ytick.labelsize": 10,
+    "lines.linewidth": 1.8,
+    "legend.edgecolor": "none",
+    "legend.framealpha": 0.85,
+    "legend.fontsize": 10,
+}
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """Our look, on matplotlib's own defaults: what the user's matplotlibrc says is left out and put back."""
+    from matplotlib import style  # here, as below: training imports this package and need not wait for matplotlib
+
+    with style.context(["default", STYLE]):
+        yield
+
+
+def blank(width: int, height: int) -> Figure:
+    """An empty figure of `width` x `height` pixels, without pyplot, so that nothing is left behind or displayed."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width / DPI, height / DPI), layout="constrained")
+
+
+def render(figure: Figure) -> NDArray[np.uint8]:
+    """The figure's pixels, (height, width, 3): bytes, since W&B no longer scales pictures and shows floats as black."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    with styled():  # some settings, such as the fonts, are only looked up when drawing
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()  # type: ignore[no-untyped-call]
+        return np.asarray(canvas.buffer_rgba())[..., :3].copy()  # type: ignore[no-untyped-call]
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write the figure to `path` as PNG, whole or not at all; equal figures give equal bytes."""
+    from matplotlib.image import imsave
+
+    partial = path.with_name(f".{path.name}.{uuid4().hex}")
+    try:
+        nothing = {"Software": None}  # else matplotlib writes its version into the file
+        imsave(partial, render(figure), format="png", dpi=DPI, metadata=nothing)  # type: ignore[arg-type]
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def checked(name: str, values: Any, axes: int) -> NDArray[np.float64]:
+    """`values` as floats, after checking that they are finite and have `axes` axes."""
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != axes or array.size == 0:
+        raise ValueError(f"{name} must have {axes} axes and not be empty, not the shape {array.shape}")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name}: {np.count_nonzero(~np.isfinite(array))} of {array.size} values are not finite")
+    return array
+
+
+def check_map(name: str, count: int, height: int, width: int) -> None:
+    """Refuse a map of other than `count` nodes."""
+    if height < 1 or width < 1 or count != height * width:
+        raise ValueError(f"a {height} x {width} map has {height * width} nodes, not {count} ({name})")

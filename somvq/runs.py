@@ -1,0 +1,159 @@
+"""A run's folder: what it was told, what it measured, how far it is.
+
+    config.json     what decides the run, and the cohort and versions it was made with
+    metrics.jsonl   the ledger: one line an epoch, synced to disk; the truth about what was measured
+    checkpoint.pt   the run whole, at its last epoch (checkpoints.py)
+    figures/        NAME_EPOCH.png
+    state.json      running, complete, failed, diverged, pruned or interrupted, and why
+    lease.json      which worker holds the run (study/claim.py)
+
+Everything else (Optuna's values, W&B, reports) is a projection of these files and can be made again.
+"""
+
+import json
+import os
+import time
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from somvq.config import RunConfig
+from somvq.errors import RunError
+from somvq.files import sync_folder, write_json
+
+Row = dict[str, float]
+
+METRICS = {
+    "train/loss": "what was minimised: the terms below by their weights, mean over steps",
+    "train/reconstruction": "mean squared error of x'_e per voxel (z-scores), training set",
+    "train/hardening": "cluster hardening KL(t || s), mean over tokens, nats (paper eq. 5, first sum)",
+    "train/neighbours": "neighbour term, mean over tokens, nats (paper eq. 5, second sum)",
+    "val/loss": "as train/loss, validation set",
+    "val/reconstruction": "as train/reconstruction, validation set",
+    "val/hardening": "as train/hardening, validation set",
+    "val/neighbours": "as train/neighbours, validation set",
+    "val/ssim": "SSIM of x'_e: 9x9x9 uniform window, valid, biased variance, range of the scan; mean over scans",
+    "val/ssim_q": "SSIM of x'_q, decoded from the nearest codes; as val/ssim",
+    "val/psnr": "PSNR of x'_e in dB, peak = range of the scan; mean over scans",
+    "val/psnr_max": "PSNR of x'_e in dB, peak = maximum of the z-scored scan (the paper's); mean over scans",
+    "codebook/used": "codes that are nearest to at least one token of the validation set",
+    "codebook/used_share": "codebook/used as a share of all codes",
+    "codebook/perplexity": "exp of the entropy of code use over the validation set: codes used, if evenly",
+    "codebook/entropy": "entropy of s over ln K, mean over validation tokens: 0 one node each, 1 all alike (collapse)",
+    "map/neighbour_r": "mean Pearson r of neighbouring codes, the codebook's mean removed",
+    "map/neighbour_r_raw": "mean Pearson r of neighbouring codes as they are (the paper's; inflated by the mean)",
+    "map/topographic_error": "share of validation tokens whose two nearest nodes are not neighbours (4, as the map)",
+    "time/epoch_s": "seconds of the epoch, validation and checkpoint included",
+}
+
+State = Literal["waiting", "running", "complete", "failed", "diverged", "pruned", "interrupted"]
+FINISHED: frozenset[State] = frozenset({"complete", "failed", "diverged", "pruned"})
+
+
+class Progress(BaseModel):
+    """What state.json says."""
+
+    model_config = ConfigDict(extra="ignore")
+    state: State = "waiting"
+    reason: str = ""
+    attempts: int = 0
+    updated: float = 0.0
+
+
+class RunRecord(BaseModel):
+    """What config.json says."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+    config: RunConfig
+    cohort: Path  # the prepared cohort: a folder of data/cache.py
+    cohort_fingerprint: str
+    stage: Path | None = None  # run folder of the trained auto-encoder that init needs
+    study: str
+    name: str  # "psom t0007"
+    wandb_id: str
+    wandb_project: str = "somvq"
+    wandb_entity: str | None = None
+    versions: dict[str, str] = {}
+
+
+class Run:
+    """The folder of one training, across all its attempts."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.ledger = folder / "metrics.jsonl"
+        self.checkpoint = folder / "checkpoint.pt"
+        self.figures = folder / "figures"
+        self.log = folder / "attempts.log"
+
+    @classmethod
+    def create(cls, folder: Path, record: RunRecord) -> "Run":
+        """A new run at `folder`; one that is there already stays as it is."""
+        run = cls(folder)
+        run.figures.mkdir(parents=True, exist_ok=True)
+        if not (folder / "config.json").exists():
+            write_json(folder / "config.json", record.model_dump(mode="json"))
+        return run
+
+    @cached_property
+    def record(self) -> RunRecord:
+        """What the run was told."""
+        path = self.folder / "config.json"
+        if not path.exists():
+            raise RunError(f"{self.folder} is not a run: it has no config.json")
+        return RunRecord.model_validate_json(path.read_text())
+
+    def progress(self) -> Progress:
+        """How far the run is."""
+        try:
+            return Progress.model_validate_json((self.folder / "state.json").read_text())
+        except FileNotFoundError:
+            return Progress()
+
+    def set_state(self, state: State, reason: str = "", *, new_attempt: bool = False) -> None:
+        """Writes state.json."""
+        attempts = self.progress().attempts + new_attempt
+        progress = Progress(state=state, reason=reason, attempts=attempts, updated=time.time())
+        write_json(self.folder / "state.json", progress.model_dump())
+
+    def rows(self) -> list[Row]:
+        """The ledger's lines, oldest first; a last line torn by a crash is left out."""
+        try:
+            text = self.ledger.read_text()
+        except FileNotFoundError:
+            return []
+        whole = text[: text.rfind("\n") + 1]
+        return [json.loads(line) for line in whole.splitlines()]
+
+    def append(self, row: Row) -> None:
+        """One more line of the ledger, on disk when this returns."""
+        with self.ledger.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def reconcile(self, last: Row) -> None:
+        """Makes the ledger end with `last`, the row that the checkpoint carries.
+
+        A kill between checkpoint and ledger leaves the ledger one row short (or one torn line long).
+        """
+        rows = [row for row in self.rows() if row["epoch"] < last["epoch"]]
+        partial = self.ledger.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(row) + "\n" for row in [*rows, last]))
+        os.replace(partial, self.ledger)
+        sync_folder(self.folder)
+
+    def figures_of(self, epoch: int) -> dict[str, Path]:
+        """The figures drawn after `epoch`, by name."""
+        return {path.stem.rsplit("_", 1)[0]: path for path in sorted(self.figures.glob(f"*_{epoch:04d}.png"))}
+
+    def figure(self, name: str, epoch: int) -> Path:
+        """Where the figure `name` of `epoch` belongs."""
+        return self.figures / f"{name}_{epoch:04d}.png"
+
+
+def describe(value: Any) -> str:
+    """A setting or a metric as people read it: four significant digits."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

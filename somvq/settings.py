@@ -1,0 +1,75 @@
+"""What a lab types once: somvq.yaml in the working folder, or SOMVQ_* variables; the command line wins."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
+
+from somvq.definitions import did_you_mean, plain
+from somvq.errors import DefinitionError
+
+FILE = Path("somvq.yaml")
+PREFIX = "SOMVQ_"
+WandbMode = Literal["auto", "online", "offline", "disabled"]
+
+
+class Settings(BaseSettings):
+    """Where things are, on this machine or in this lab."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, yaml_file=FILE, extra="forbid", env_ignore_empty=True)
+    cohort: Path | None = Field(None, description="folder of T1 volumes; none: the demo cohort")
+    runs: Path = Field(Path("runs"), description="where studies and their runs are kept")
+    cohorts: Path = Field(Path("cohorts"), description="where the demo cohort and prepared cohorts are kept")
+    storage: str | None = Field(None, description="where Optuna keeps trials; none: study.db in the study's folder")
+    wandb: WandbMode = Field("auto", description="auto: online where there is a key, else offline")
+    wandb_project: str = "somvq"
+    wandb_entity: str | None = None
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], *sources: Any, **named: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The command line, then the environment, then somvq.yaml."""
+        return named["init_settings"], named["env_settings"], YamlConfigSettingsSource(settings_cls)
+
+
+def read_settings(**given: Any) -> Settings:
+    """The settings in force; `given` are the command line's, none where it says nothing.
+
+    Raises:
+        DefinitionError: where a value is from, what it is, what is allowed.
+    """
+    spoken = {name: value for name, value in given.items() if value is not None}
+    try:
+        return Settings(**spoken)
+    except yaml.YAMLError as error:
+        raise DefinitionError(f"{FILE} is not YAML: {' '.join(str(error).split())}") from error
+    except ValidationError as error:
+        raise DefinitionError("\n".join(complaint(problem, spoken) for problem in error.errors())) from error
+
+
+def complaint(problem: Any, spoken: dict[str, Any]) -> str:
+    """One line for one impossible setting."""
+    name = str(problem["loc"][0])
+    if problem["type"] == "extra_forbidden":
+        return f"{FILE}: {name} is not a setting; {did_you_mean(name, Settings.model_fields)}"
+    return f"{origin(name, spoken)}: {name} {problem['input']!r} is impossible: {plain(problem)}"
+
+
+def origin(name: str, spoken: dict[str, Any]) -> str:
+    """Where the value of setting `name` comes from."""
+    if name in spoken:
+        return "command line"
+    if os.environ.get(PREFIX + name.upper()):
+        return PREFIX + name.upper()
+    in_file = yaml.safe_load(FILE.read_text()) if FILE.is_file() else None
+    return str(FILE) if isinstance(in_file, dict) and name in in_file else "default"
+
+
+def mask(value: Any) -> str:
+    """`value` as text, with the password of a URL hidden."""
+    return re.sub(r"(://[^:/@\s]*:)[^@\s]+@", r"\1***@", str(value))

@@ -1,0 +1,1 @@
+"""One Optuna study in parts: its record, space, storage, claims, trials, workers, status."""

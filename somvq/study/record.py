@@ -1,0 +1,165 @@
+"""What a study remembers about itself, in Optuna's storage: enough for any worker anywhere to go on with it."""
+
+import re
+import secrets
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.study import Study
+
+from somvq.config import Frozen, RunConfig, derive_seed
+from somvq.definitions import Sweep
+from somvq.errors import StudyError
+from somvq.runs import Run, RunRecord
+from somvq.settings import Settings
+from somvq.study.pruners import build_pruner
+from somvq.study.space import refuse_another_space
+from somvq.study.storage import open_storage, storage_url
+
+ATTRIBUTE, TARGET = "somvq", "somvq_trials"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
+
+class StudyRecord(Frozen):
+    """A study's own settings; they never change while it lives. How many trials it should have is kept beside them."""
+
+    name: str
+    uid: str  # tells studies of one name apart, in W&B
+    seed: int
+    sweep: Sweep
+    folder: Path  # of its runs
+    cohort: Path  # prepared
+    cohort_fingerprint: str
+    cohort_summary: str
+    wandb_project: str
+    wandb_entity: str | None = None
+
+    def run(self, number: int) -> Run:
+        """The run of trial `number`."""
+        return Run(self.folder / f"{number:04d}")
+
+    def run_config(self, number: int, suggested: dict[str, Any]) -> RunConfig:
+        """What the run of trial `number` is told."""
+        return RunConfig(**{**self.sweep.fixed(), **suggested, "seed": derive_seed(self.seed, number)})
+
+    def run_record(self, config: RunConfig, *, label: str, stage: Path | None) -> RunRecord:
+        """What a run's folder says of itself; `label` is t0007, or ae for the shared auto-encoder."""
+        slug = re.sub(r"[^a-z0-9-]+", "-", self.name.lower()).strip("-")[:40] or "study"
+        return RunRecord(
+            config=config,
+            cohort=self.cohort,
+            cohort_fingerprint=self.cohort_fingerprint,
+            stage=stage,
+            study=self.name,
+            name=f"{self.name} {label}",
+            wandb_id=f"{slug}-{self.uid}-{label}",
+            wandb_project=self.wandb_project,
+            wandb_entity=self.wandb_entity,
+            versions={package: version(package) for package in ("somvq", "torch", "optuna", "wandb", "numpy")},
+        )
+
+
+class OpenStudy:
+    """A study and its record."""
+
+    def __init__(self, study: Study):
+        self.study = study
+        self.record = StudyRecord.model_validate(study.user_attrs[ATTRIBUTE])
+
+    @property
+    def target(self) -> int:
+        """How many trials the study should have in all."""
+        return int(self.study.user_attrs.get(TARGET, 0))
+
+    @target.setter
+    def target(self, trials: int) -> None:
+        if trials != self.target:
+            self.study.set_user_attr(TARGET, trials)
+
+
+def study_folder(settings: Settings, name: str) -> Path:
+    """Where the study's runs are.
+
+    Raises:
+        StudyError: the name cannot be a folder's.
+    """
+    if not NAME.fullmatch(name):
+        raise StudyError(
+            f"study name '{name}' must be 1 to 64 letters, digits, '-', '_' or '.', a letter or digit first"
+        )
+    return settings.runs.resolve() / name
+
+
+def find_study(settings: Settings, name: str) -> OpenStudy | None:
+    """The study `name`, if there is one."""
+    folder = study_folder(settings, name)
+    if settings.storage is None and not (folder / "study.db").exists():
+        return None
+    storage = open_storage(storage_url(settings.storage, folder))
+    if name not in optuna.get_all_study_names(storage):
+        return None
+    study = optuna.load_study(study_name=name, storage=storage)
+    if ATTRIBUTE not in study.user_attrs:
+        return None  # its maker was killed before it said what it is: made again
+    opened = OpenStudy(study)
+    study.pruner = build_pruner(opened.record.sweep)
+    return opened
+
+
+def load_study(settings: Settings, name: str) -> OpenStudy:
+    """The study `name`.
+
+    Raises:
+        StudyError: there is none; lists those there are.
+    """
+    found = find_study(settings, name)
+    if found is None:
+        known = ", ".join(list_studies(settings)) or "none yet"
+        raise StudyError(f"no study '{name}' in {settings.runs} (there: {known}); begin one with somvq sweep NAME")
+    return found
+
+
+def list_studies(settings: Settings) -> list[str]:
+    """Names of the studies there are."""
+    if settings.storage is not None:
+        return sorted(optuna.get_all_study_names(open_storage(settings.storage)))
+    return sorted(path.parent.name for path in settings.runs.glob("*/study.db"))
+
+
+def create_or_resume(settings: Settings, record: StudyRecord) -> tuple[OpenStudy, bool]:
+    """The study that `record` describes, and whether it was there already.
+
+    Raises:
+        StudyError: a study of that name searches another space or trains on another cohort.
+    """
+    found = find_study(settings, record.name)
+    if found:
+        refuse_another_space(record.name, found.record.sweep, record.sweep)
+        refuse_another_cohort(found.record, record)
+        return found, True
+    direction = record.sweep.metric.goal
+    storage = open_storage(storage_url(settings.storage, record.folder))
+    study = optuna.create_study(
+        study_name=record.name,
+        storage=storage,
+        direction=direction,
+        load_if_exists=True,
+        pruner=build_pruner(record.sweep),
+    )
+    study.set_user_attr(ATTRIBUTE, record.model_dump(mode="json"))
+    return OpenStudy(study), False
+
+
+def refuse_another_cohort(had: StudyRecord, has: StudyRecord) -> None:
+    """Trials on different scans cannot be compared."""
+    if had.cohort_fingerprint != has.cohort_fingerprint:
+        before, after = (f"{record.cohort.name} ({record.cohort_summary})" for record in (had, has))
+        advice = "Give a new study a name: --study NAME"
+        raise StudyError(f"study '{had.name}' is on another cohort: {before}, not {after}. {advice}")
+
+
+def new_uid() -> str:
+    """Six random letters."""
+    return secrets.token_hex(3)

@@ -1,0 +1,147 @@
+"""Starts workers, replaces those that die, shows how the study goes, stops them all in order."""
+
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+
+from somvq.errors import RunError
+from somvq.executors.job import Executor, Job
+from somvq.study.record import OpenStudy
+from somvq.study.status import Status, TrialStatus, describe_params, progress_table, read_status
+from somvq.study.worker import Stop
+
+POLL_S = 0.2
+SHOW_S = 2.0  # between two looks at the study
+QUIET_SHOW_S = 30.0  # between two lines about a trial under way, where there is no terminal
+RESTARTS = 5  # of workers that die without any trial getting further
+PATIENCE_S = 40.0  # for workers that were asked to stop; theirs for an attempt is shorter
+
+
+class Supervisor:
+    """The foreground of `somvq sweep`."""
+
+    def __init__(
+        self, opened: OpenStudy, executor: Executor, workers: int, environment: Mapping[str, str], console: Console
+    ):
+        self.opened, self.executor, self.console = opened, executor, console
+        self.environment = environment
+        self.jobs: dict[int, Job] = {}
+        self.workers = workers
+        self.fruitless, self.seen_progress = 0, 0
+        self.reporter = Reporter(console)
+
+    def run(self) -> int:
+        """Until the study has all its trials, or a signal; 0, or 128 + signal.
+
+        Raises:
+            RunError: workers keep dying, or trials keep failing.
+        """
+        stop = Stop()
+        status = read_status(self.opened)
+        for slot in range(min(self.workers, status.target - status.finished)):
+            self.start(slot)
+        shown = time.monotonic()
+        with Live(console=self.console, auto_refresh=False, transient=True) as live:
+            while self.jobs and not stop.asked():
+                self.replace_the_dead()
+                if time.monotonic() - shown > SHOW_S:
+                    shown = time.monotonic()
+                    self.show(live)
+                time.sleep(POLL_S)
+        self.stop_all()
+        self.reporter.report(read_status(self.opened))
+        return 128 + stop.signal if stop.asked() else 0
+
+    def start(self, slot: int) -> None:
+        """A worker."""
+        record = self.opened.record
+        command = [sys.executable, "-m", "somvq", "worker", record.name, "--parent", str(os.getpid())]
+        log = record.folder / "workers" / f"worker-{slot}.log"
+        self.jobs[slot] = self.executor.submit(command, log=log, environment=self.environment)
+
+    def replace_the_dead(self) -> None:
+        """Starts a worker for each that was killed; lets go of those that ended by themselves."""
+        for slot, job in list(self.jobs.items()):
+            ended = job.poll()
+            if ended is None:
+                continue
+            del self.jobs[slot]
+            if ended == 0:
+                continue
+            if ended == 1:
+                self.stop_all()
+                raise RunError(f"worker {slot} gave up: {last_line(job.log)}; see {job.log}")
+            self.count_restart(job)
+            self.console.print(f"worker {slot} died ({describe_exit(ended)}); its trial goes on from its checkpoint")
+            self.start(slot)
+
+    def count_restart(self, job: Job) -> None:
+        """Gives up when workers die one after the other and nothing gets further."""
+        progress = sum(trial.epoch for trial in read_status(self.opened).trials)
+        self.fruitless = 1 if progress > self.seen_progress else self.fruitless + 1
+        self.seen_progress = progress
+        if self.fruitless > RESTARTS:
+            self.stop_all()
+            raise RunError(f"workers died {RESTARTS} times and no trial got further; see {job.log}")
+
+    def show(self, live: Live) -> None:
+        """The table on a terminal; a line for what is new elsewhere."""
+        status = read_status(self.opened)
+        if self.console.is_terminal:
+            live.update(progress_table(status), refresh=True)
+        else:
+            self.reporter.report(status)
+
+    def stop_all(self) -> None:
+        """Asks all workers to stop, and makes them."""
+        for job in self.jobs.values():
+            job.terminate()
+        deadline = time.monotonic() + PATIENCE_S
+        while any(job.poll() is None for job in self.jobs.values()):
+            if time.monotonic() > deadline:
+                for job in self.jobs.values():
+                    job.kill()
+            time.sleep(POLL_S)
+        self.jobs.clear()
+
+
+class Reporter:
+    """Plain lines for a log file: what began, how it goes now and then, how it ended."""
+
+    def __init__(self, console: Console):
+        self.console = console
+        self.said: dict[str, tuple[str, float]] = {}
+
+    def report(self, status: Status) -> None:
+        """A line for each trial that changed, or has been going on for long."""
+        for name, stage in status.stages.items():
+            self.mention(f"shared auto-encoder {name}", stage, "val/ssim")
+        for trial in status.trials:
+            self.mention(f"trial {trial.number}", trial, status.metric)
+
+    def mention(self, name: str, trial: TrialStatus, metric: str) -> None:
+        """One line, if there is something to say."""
+        state, when = self.said.get(name, ("", 0.0))
+        if trial.state == state and (trial.state != "running" or time.monotonic() - when < QUIET_SHOW_S):
+            return
+        self.said[name] = (trial.state, time.monotonic())
+        value = f" {metric} {trial.row[metric]:.4f}" if metric in trial.row else ""
+        settings = f" {describe_params(trial.params)}" if not state else ""
+        line = f"{name}: {trial.state} {trial.epoch}/{trial.epochs}{value}{settings} {trial.reason}".rstrip()
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def describe_exit(status: int) -> str:
+    """How a process ended."""
+    return f"killed by signal {-status}" if status < 0 else f"exit status {status}"
+
+
+def last_line(path: Path) -> str:
+    """The last line of a log."""
+    lines = path.read_text(errors="replace").strip().splitlines()
+    return lines[-1] if lines else "it said nothing"

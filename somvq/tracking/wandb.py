@@ -1,0 +1,299 @@
+"""W&B as a projection of a run's folder: followed while the run trains, or replayed later, by the same code.
+
+A thread reads the ledger and tells W&B; nobody waits for it, and it may be given up at any moment. What it has told is
+in the run's `tracking.json`, so that the next attempt goes on from there. What looks odd here answers to something that
+wandb 0.31 was seen to do: block at the end or at the start, ask for a key, refuse an id, send more than it was given.
+"""
+
+import atexit
+import os
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from somvq.files import write_json
+from somvq.runs import Run, RunRecord, State
+from somvq.tracking import Tracker, has_credentials
+
+if TYPE_CHECKING:
+    import wandb
+
+BRAIN_PICTURES = frozenset({"reconstruction"})  # figures that show slices of a scan
+EXIT_CODES: dict[State, int] = {"complete": 0, "pruned": 0, "diverged": 0, "failed": 1}
+TERMINATED = 143  # exit code of what SIGTERM ended: every other state
+FINISH_TIMEOUT_S = 15.0
+PRIVATE = {  # without these wandb sends argv, paths, host, packages, console, git state and the machine's load
+    "console": "off",
+    "disable_code": True,
+    "disable_git": True,
+    "host": "redacted",
+    "label_disable": True,
+    "program": "somvq",
+    "save_code": False,
+    "silent": True,
+    "x_disable_machine_info": True,
+    "x_disable_meta": True,
+    "x_disable_stats": True,
+    "x_save_requirements": False,
+}
+
+_turn = threading.Lock()  # wandb has one state a process: one run at a time
+
+
+class NoCredentials(Exception):
+    """W&B was to be online, and there is no API key: wandb would ask for one, and wait for the answer."""
+
+
+class Tracked(BaseModel):
+    """What tracking.json says: how much of a run W&B was told."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+    epoch: int = 0  # the last one told
+    mode: Literal["online", "offline"] = "offline"
+    behind: bool = False  # W&B has less than was asked for: `somvq push` tells it the rest
+    error: str | None = None  # why: a class, since a message may hold a path
+
+    @classmethod
+    def read(cls, run: Run) -> "Tracked":
+        """How much of `run` W&B was told so far."""
+        try:
+            return cls.model_validate_json((run.folder / "tracking.json").read_text())
+        except FileNotFoundError:
+            return cls()
+
+
+@dataclass(frozen=True)
+class Options:
+    """How runs are told to W&B."""
+
+    mode: Literal["online", "offline"]
+    upload_brain_images: bool
+    poll_s: float
+    init_timeout_s: float
+    finish_timeout_s: float
+
+
+class WandbTracker(Tracker):
+    """Tells W&B of one run after the other; neither method raises, or waits longer than it says.
+
+    `init_timeout_s` and `finish_timeout_s` bound how long a sick server is waited for, in the thread that does the
+    telling: before it goes on offline, and before it leaves the last rows to `somvq push`.
+    """
+
+    def __init__(
+        self,
+        mode: Literal["online", "offline"],
+        *,
+        upload_brain_images: bool = False,
+        poll_s: float = 1.0,
+        init_timeout_s: float = 8.0,
+        finish_timeout_s: float = 10.0,
+    ):
+        self.mode = mode
+        self._options = Options(mode, upload_brain_images, poll_s, init_timeout_s, finish_timeout_s)
+        self._projection: Projection | None = None
+
+    def follow(self, run: Run) -> None:
+        """Starts to tell W&B of `run`, at once and without waiting; a run that was not finished is interrupted."""
+        self.finish("interrupted")
+        self._projection = Projection(run, self._options)
+
+    def finish(self, state: State, *, timeout_s: float = FINISH_TIMEOUT_S) -> None:
+        """Tells W&B the rest of the run and how it ended; what takes longer than `timeout_s` is given up."""
+        projection, self._projection = self._projection, None
+        if projection:
+            projection.finish(state, timeout_s=timeout_s)
+
+
+class Projection:
+    """One run on its way to W&B, in a thread of its own."""
+
+    def __init__(self, run: Run, options: Options):
+        self._run = run
+        self._options = options
+        self._tracked = Tracked()
+        self._abandoned = False
+        self._noting = threading.Lock()
+        self._state: State = "running"
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._work, name=f"wandb {run.folder.name}", daemon=True)
+        self._thread.start()
+
+    def finish(self, state: State, *, timeout_s: float = FINISH_TIMEOUT_S) -> None:
+        """Waits until W&B was told everything, at most `timeout_s`."""
+        atexit.unregister(self.finish)
+        self._state = state
+        self._ended.set()
+        self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            self._give_up(TimeoutError())
+            self._abandoned = True
+            if core := _find_core():
+                core.kill()  # frees the thread, which waits for it: at exit Python would wait as well
+                self._thread.join(1.0)
+
+    def _work(self) -> None:
+        """Tells W&B of the run until it ends; what goes wrong ends the telling, and nothing else."""
+        try:
+            self._tracked = Tracked.read(self._run)
+            if not _turn.acquire(timeout=self._options.init_timeout_s):
+                raise TimeoutError
+        except Exception as error:
+            return self._give_up(error)
+        try:
+            page = self._open()
+            atexit.register(self.finish, "interrupted")  # before wandb's own, which waits for ever and says "finished"
+            self._follow(page)
+            self._close(page)
+        except Exception as error:
+            self._give_up(error)
+            _stop_wandb()
+        finally:
+            _turn.release()
+
+    def _open(self) -> "wandb.Run":
+        """The run's page, new or continued; offline where W&B cannot be reached."""
+        if self._options.mode == "online":
+            try:
+                page = _init(self._run, "online", self._options)
+                # Rows that a killed attempt could not send are in tracking.json, but only the server knows which
+                self._tracked = Tracked(epoch=max(page.starting_step - 1, 0), mode="online")
+                return page
+            except Exception as error:
+                self._note(mode="offline", behind=True, error=type(error).__name__)
+                _stop_wandb()  # it holds the run's id, and would refuse it to the offline page
+        else:
+            self._tracked = Tracked(epoch=self._tracked.epoch)
+        return _init(self._run, "offline", self._options)
+
+    def _follow(self, page: "wandb.Run") -> None:
+        """Tells the page each row of the ledger as it comes, until the run has ended and none is left."""
+        while True:
+            if self._abandoned:
+                raise TimeoutError("given up")
+            ended = self._ended.is_set()  # asked before reading: nothing that came before the end is left out
+            for row in self._run.rows():
+                epoch = int(row["epoch"])
+                if epoch > self._tracked.epoch:
+                    page.log({**row, **self._figures(epoch)}, step=epoch, commit=True)  # else it is held back
+                    self._note(epoch=epoch)
+            if ended:
+                return
+            self._ended.wait(self._options.poll_s)
+
+    def _figures(self, epoch: int) -> dict[str, "wandb.Image"]:
+        """The figures of `epoch` that may leave this machine."""
+        import numpy as np
+        import wandb
+        from PIL import Image
+
+        figures = {}
+        for name, path in self._run.figures_of(epoch).items():
+            if self._options.upload_brain_images or name not in BRAIN_PICTURES:
+                with Image.open(path) as picture:  # bytes: since 0.29 wandb.Image makes floats of 0 to 1 black
+                    figures[f"media/{name}"] = wandb.Image(np.asarray(picture.convert("RGB"), dtype=np.uint8))
+        return figures
+
+    def _close(self, page: "wandb.Run") -> None:
+        """Tells the page how the run ended."""
+        page.summary["trial/state"] = self._state
+        if self._state in ("pruned", "diverged"):
+            page.tags = (*(page.tags or ()), self._state)
+        exit_code = EXIT_CODES.get(self._state, TERMINATED)
+        if exit_code == TERMINATED and self._tracked.mode == "online":
+            page.mark_preempting()
+        page.finish(exit_code=exit_code)
+        self._note()  # no longer behind, even where there was no row left to tell
+
+    def _give_up(self, error: Exception) -> None:
+        """Notes that W&B is behind from here on."""
+        with suppress(Exception):  # a full disk, say: training will say so itself
+            self._note(behind=True, error=type(error).__name__)
+
+    def _note(self, **changes: Any) -> None:
+        """Brings tracking.json up to date."""
+        with self._noting:
+            if self._abandoned:
+                raise TimeoutError("given up")
+            self._tracked = self._tracked.model_copy(update=changes)
+            write_json(self._run.folder / "tracking.json", self._tracked.model_dump())
+
+
+def _init(run: Run, mode: Literal["online", "offline"], options: Options) -> "wandb.Run":
+    """Starts the page of `run`; raises rather than asks or waits."""
+    if mode == "online" and not has_credentials():
+        raise NoCredentials
+    os.environ["WANDB_ERROR_REPORTING"] = "false"  # read when wandb is imported
+    os.environ.pop("WANDB_SERVICE", None)  # a parent's wandb-core, which may end before we do
+    import wandb
+
+    silent = _settings(silent=True)  # so that nothing is printed, and no key asked for
+    wandb.termsetup(silent, None)  # already while it reads its settings
+    wandb.setup(silent)
+    record = run.record
+    page = wandb.init(
+        entity=record.wandb_entity,
+        project=record.wandb_project,
+        id=record.wandb_id,
+        name=record.name,
+        group=record.study,
+        job_type="trial",
+        config=_config(record),
+        allow_val_change=True,  # versions, from one attempt to the next
+        dir=run.folder,
+        mode=mode,
+        resume="allow",
+        reinit="create_new",
+        settings=_settings(**PRIVATE, **_bounds(options)),
+    )
+    page.define_metric("*", step_metric="epoch")
+    return page
+
+
+def _bounds(options: Options) -> dict[str, Any]:
+    """The settings that keep W&B from blocking, stopping or losing anything."""
+    return {
+        "init_timeout": options.init_timeout_s,  # seconds; wandb's own are 90
+        "finish_timeout": options.finish_timeout_s,  # seconds; wandb itself would wait for ever
+        "finish_timeout_raises": True,
+        "stop_fn": lambda: None,  # W&B's stop button would interrupt this whole process, a worker
+        "x_transaction_log_flush_interval": 0.1,  # seconds of rows that a kill may lose; wandb's own are 15
+    }
+
+
+def _settings(**wanted: Any) -> "wandb.Settings":
+    """wandb's settings as wanted, without those that it does not know: private ones come and go."""
+    import wandb
+
+    return wandb.Settings(**{name: value for name, value in wanted.items() if name in wandb.Settings.model_fields})
+
+
+def _config(record: RunRecord) -> dict[str, Any]:
+    """What the page says of the run's making: settings, cohort and versions, no names of files or people."""
+    versions = {f"versions/{name}": version for name, version in record.versions.items()}
+    return {**record.config.model_dump(mode="json"), "cohort": record.cohort_fingerprint, **versions}
+
+
+def _stop_wandb() -> None:
+    """Ends wandb in this process, so that the next run starts with a fresh one."""
+    core = _find_core()
+    with suppress(Exception, SystemExit):  # teardown exits with wandb-core's status where that is not 0
+        import wandb
+
+        wandb.teardown(exit_code=1)
+    if core:
+        core.kill()
+        core.wait()
+
+
+def _find_core() -> subprocess.Popen[bytes] | None:
+    """wandb-core, the process that wandb talks to: under private names, so perhaps not found."""
+    with suppress(KeyError, AttributeError):
+        core = sys.modules["wandb.sdk.wandb_setup"]._singleton._connection._proc._process
+        return core if isinstance(core, subprocess.Popen) else None
+    return None

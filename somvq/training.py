@@ -1,0 +1,341 @@
+"""The one training loop."""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from somvq import figures, metrics
+from somvq.checkpoints import load_checkpoint, save_checkpoint
+from somvq.codebooks.psom import squared_distances
+from somvq.config import derive_seed
+from somvq.data.cohort import Cohort
+from somvq.errors import RunError
+from somvq.figures import codebook, curves, latent, reconstruction
+from somvq.files import locked, write_json
+from somvq.initialisers import INITIALISERS
+from somvq.initialisers.start import Start
+from somvq.models import Model, build_model
+from somvq.models.psomvae import PSOMVAE, flatten
+from somvq.runs import Row, Run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+STEPS_AN_EPOCH = 4  # the paper's: 128 scans in batches of 32
+FIGURE_EPOCHS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # and the last; a slider's worth, not a disk's
+
+
+class Diverged(Exception):
+    """The loss is no longer a number: the settings are at fault, not the machine."""
+
+
+class Interrupted(Exception):
+    """Training was asked to stop; its checkpoint goes on."""
+
+
+class Scans:
+    """A cohort's volumes as batches on `device`: read from the map lazily, or held whole on a GPU if they fit."""
+
+    def __init__(self, cohort: Cohort, device: torch.device):
+        self.cohort, self.device = cohort, device
+        self.held: Tensor | None = None
+        size = cohort.volumes.nbytes
+        if device.type == "cuda" and size < 0.5 * torch.cuda.mem_get_info(device)[0]:
+            self.held = torch.from_numpy(np.asarray(cohort.volumes)).to(device)
+
+    def read(self, rows: Sequence[int]) -> Tensor:
+        """Scans `rows`, float32 (B, 1, X, Y, Z)."""
+        if self.held is not None:
+            return self.held[list(rows)].float()[:, None]
+        return torch.from_numpy(self.cohort.read(rows)).to(self.device)
+
+    def batches(self, rows: Sequence[int], size: int) -> Iterator[Tensor]:
+        """Scans `rows` in order, `size` at a time."""
+        for first in range(0, len(rows), size):
+            yield self.read(rows[first : first + size])
+
+
+class Validation(NamedTuple):
+    """What a pass over the validation set gives; the last four only where there is a codebook."""
+
+    row: Row
+    scan: Tensor  # the first one, (X, Y, Z)
+    image: Tensor  # its x'_e
+    image_q: Tensor | None = None
+    tokens: Tensor | None = None  # (N, C)
+    nodes: Tensor | None = None  # (N,)
+    hits: Tensor | None = None  # (K,)
+
+
+def batch_size(asked: int, scans: int) -> int:
+    """Scans a step: as asked, but no more than leaves an epoch the paper's four steps."""
+    return max(1, min(asked, scans // STEPS_AN_EPOCH))
+
+
+def fit(run: Run, should_stop: Callable[[], bool] = lambda: False) -> None:
+    """Trains `run` from its checkpoint, or from its start, to its last epoch.
+
+    The same settings and seed on the same CPU give the same bits, interrupted or not: everything random in an epoch
+    is seeded by the run's seed and the epoch's number.
+
+    Raises:
+        Diverged: a loss is not finite.
+        Interrupted: `should_stop` said so; the epoch in progress is lost, nothing else.
+    """
+    training = Training(run)
+    mean_image_baseline(training.cohort)
+    for epoch in range(training.restore() + 1, training.config.epochs + 1):
+        began = time.monotonic()
+        row = training.train(epoch, should_stop)
+        validation = training.validate()
+        row = {"epoch": epoch, **row, **validation.row, "time/epoch_s": time.monotonic() - began}
+        training.save(epoch, row)  # the checkpoint first: a kill after it repeats no epoch
+        training.draw(epoch, row, validation)
+        run.append(row)  # last: whoever follows the ledger finds the epoch's figures there
+
+
+class Training:
+    """A run in memory: model, optimiser, cohort."""
+
+    def __init__(self, run: Run):
+        self.run, self.config = run, run.record.config
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        cohort = Cohort(run.record.cohort)
+        if cohort.fingerprint != run.record.cohort_fingerprint:
+            raise RunError(f"{run.folder} was begun on cohort {run.record.cohort_fingerprint}, "
+                           f"but {cohort.folder} is {cohort.fingerprint}")  # fmt: skip
+        self.cohort, self.scans = cohort, Scans(cohort, self.device)
+        self.batch = batch_size(self.config.batch_size, len(cohort.rows["train"]))
+        torch.manual_seed(self.config.seed)
+        self.model: Model = build_model(self.config).to(self.device)
+        self.optimiser = torch.optim.Adam(self.model.parameters(), self.config.learning_rate)
+
+    def restore(self) -> int:
+        """Puts the run where its checkpoint left it, or its initialiser starts it; the epochs already trained."""
+        saved = load_checkpoint(self.run.checkpoint, str(self.device))
+        if saved is None:
+            self.initialise()
+            return 0
+        self.model.load_state_dict(saved["model"])
+        self.optimiser.load_state_dict(saved["optimiser"])
+        epoch, row = int(saved["epoch"]), saved["row"]
+        if figures_due(epoch, self.config.epochs) and not self.run.figures_of(epoch):  # killed before they were drawn
+            self.draw(epoch, row, self.validate())
+        self.run.reconcile(row)
+        return epoch
+
+    def initialise(self) -> None:
+        """Starts weights and codes as the settings say."""
+        start = Start(derive_seed(self.config.seed, "init"), self.training_tokens, self.stage_weights())
+        INITIALISERS[self.config.init](self.model, start)
+
+    def stage_weights(self) -> dict[str, Tensor] | None:
+        """The weights of the study's trained auto-encoder, where the initialiser needs them."""
+        stage = self.run.record.stage
+        if not self.config.needs_autoencoder or stage is None:
+            return None
+        saved = load_checkpoint(stage / "checkpoint.pt", str(self.device))
+        if saved is None:
+            raise RunError(f"{stage} holds no trained auto-encoder; delete it and it is trained again")
+        weights: dict[str, Tensor] = saved["model"]
+        return weights
+
+    @torch.no_grad()
+    def training_tokens(self, encoder: nn.Module) -> Tensor:
+        """Tokens of the whole training set, (N, C), in eval mode."""
+        encoder.eval()
+        tokens = torch.cat([flatten(encoder(scans)).float() for scans in self.train_batches()])
+        encoder.train()
+        return tokens
+
+    def train_batches(self) -> Iterator[Tensor]:
+        """The training set in order."""
+        return self.scans.batches(self.cohort.rows["train"], self.batch)
+
+    def autocast(self) -> torch.autocast:
+        """bfloat16 where it helps: on a GPU, unless told otherwise."""
+        wanted = {"auto": self.device.type == "cuda", "float32": False, "bfloat16": True}[self.config.precision]
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=wanted)
+
+    def train(self, epoch: int, should_stop: Callable[[], bool]) -> Row:
+        """One epoch over the training set in a seeded order; the mean of each term over its steps."""
+        torch.manual_seed(derive_seed(self.config.seed, epoch))
+        rows = self.cohort.rows["train"]
+        order = torch.randperm(len(rows))
+        self.model.train()
+        with self.autocast():
+            self.model.start_epoch(self.train_batches())
+        terms = []
+        for places in order.split(self.batch):
+            if should_stop():
+                raise Interrupted(f"stopped in epoch {epoch}")
+            terms.append(self.step([rows[place] for place in places], places.to(self.device)))
+        means = {name: float(torch.stack([term[name] for term in terms]).mean()) for name in terms[0]}
+        return finite({f"train/{name}": value for name, value in means.items()})
+
+    def step(self, rows: Sequence[int], places: Tensor) -> dict[str, Tensor]:
+        """One step of the optimiser on scans `rows`, the training set's `places`."""
+        with self.autocast():
+            losses = self.model(self.scans.read(rows), places).losses
+        loss = self.weigh(losses)
+        self.optimiser.zero_grad()
+        loss.backward()
+        self.optimiser.step()
+        return {name: term.detach() for name, term in {"loss": loss, **losses}.items()}
+
+    def weigh(self, losses: dict[str, Tensor]) -> Tensor:
+        """The objective: the terms by the model's weights."""
+        total = torch.zeros((), device=self.device)
+        for name, term in losses.items():
+            total = total + self.model.weights[name] * term
+        return total
+
+    @torch.no_grad()
+    def validate(self) -> Validation:
+        """Every metric over the whole validation set, in eval mode."""
+        self.model.eval()
+        rows = self.cohort.rows["val"]
+        sums: dict[str, float] = {}
+        parts: list[Validation] = []
+        for scans in self.scans.batches(rows, self.batch):
+            part = self.validate_batch(scans)
+            parts.append(part)
+            for name, value in part.row.items():
+                sums[name] = sums.get(name, 0.0) + value * len(scans)
+        row = finite({name: value / len(rows) for name, value in sums.items()})
+        if not isinstance(self.model, PSOMVAE):
+            return parts[0]._replace(row=row)
+        tokens = torch.cat([part.tokens for part in parts if part.tokens is not None])
+        nodes = torch.cat([part.nodes for part in parts if part.nodes is not None])
+        hits = torch.bincount(nodes, minlength=self.model.codebook.grid.nodes)
+        row |= codebook_row(self.model, tokens, hits)
+        return parts[0]._replace(row=row, tokens=tokens, nodes=nodes, hits=hits)
+
+    def validate_batch(self, scans: Tensor) -> Validation:
+        """Losses and reconstruction metrics of a batch, each a mean over its scans."""
+        with self.autocast():
+            output = self.model(scans)
+            image = output.reconstruction.float()
+        terms = {"loss": self.weigh(output.losses), **output.losses}
+        row = {f"val/{name}": float(term) for name, term in terms.items()}
+        row |= reconstruction_row(scans, image)
+        validation = Validation(row, scans[0, 0], image[0, 0])
+        if not isinstance(self.model, PSOMVAE):
+            return validation
+        quantised, nodes = self.model.quantise(output.z.float())
+        image_q = self.model.decoder(quantised)
+        row["val/ssim_q"] = float(metrics.ssim(scans, image_q).mean())
+        return validation._replace(image_q=image_q[0, 0], tokens=flatten(output.z).float(), nodes=nodes.flatten())
+
+    def save(self, epoch: int, row: Row) -> None:
+        """The run whole, after `epoch`."""
+        content: dict[str, Any] = {
+            "epoch": epoch,
+            "row": row,
+            "config": self.config.model_dump(mode="json"),
+            "model": self.model.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+        }
+        save_checkpoint(self.run.checkpoint, content)
+
+    def draw(self, epoch: int, row: Row, validation: Validation) -> None:
+        """The figures of `epoch`, if it is one of those that are drawn; t-SNE, the dear one, only of the last."""
+        last = epoch == self.config.epochs
+        if not figures_due(epoch, self.config.epochs):
+            return
+        drawn = {"reconstruction": draw_slices(validation)}
+        if isinstance(self.model, PSOMVAE) and validation.hits is not None:
+            drawn |= draw_map(self.model, validation, with_latent=last)
+        if last:
+            drawn["curves"] = curves.draw_curves([*self.run.rows(), row])
+        for name, figure in drawn.items():
+            figures.save(figure, self.run.figure(name, epoch))
+
+
+def finite(row: Row) -> Row:
+    """`row`, if it is all numbers.
+
+    Raises:
+        Diverged: it is not.
+    """
+    for name, value in row.items():
+        if not np.isfinite(value):
+            raise Diverged(f"{name} became {value}")
+    return row
+
+
+def figures_due(epoch: int, last: int) -> bool:
+    """Whether `epoch` is one of those that are drawn."""
+    return epoch in FIGURE_EPOCHS or epoch == last
+
+
+def reconstruction_row(scans: Tensor, images: Tensor) -> Row:
+    """SSIM and PSNR of `images`, means over scans."""
+    return {
+        "val/ssim": float(metrics.ssim(scans, images).mean()),
+        "val/psnr": float(metrics.psnr(scans, images, metrics.scan_range(scans)).mean()),
+        "val/psnr_max": float(metrics.psnr(scans, images, metrics.scan_maximum(scans)).mean()),
+    }
+
+
+def codebook_row(model: PSOMVAE, tokens: Tensor, hits: Tensor) -> Row:
+    """How the codebook is used, and how well it is a map; what has no value (codes all alike) is left out."""
+    codebook, grid = model.codebook, model.codebook.grid
+    used = int((hits > 0).sum())
+    row = {
+        "codebook/used": used,
+        "codebook/used_share": used / grid.nodes,
+        "codebook/perplexity": metrics.perplexity(hits),
+        "codebook/entropy": metrics.assignment_entropy(codebook.assign(tokens)),
+        "map/neighbour_r": metrics.neighbour_correlation(codebook.codes, grid, centred=True),
+        "map/neighbour_r_raw": metrics.neighbour_correlation(codebook.codes, grid, centred=False),
+        "map/topographic_error": metrics.topographic_error(squared_distances(tokens, codebook.codes), grid),
+    }
+    return {name: value for name, value in row.items() if np.isfinite(value)}
+
+
+def draw_slices(validation: Validation) -> "Figure":
+    """The first validation scan beside its reconstructions."""
+    quantised = None if validation.image_q is None else validation.image_q.cpu().numpy()
+    return reconstruction.draw_reconstruction(validation.scan.cpu().numpy(), validation.image.cpu().numpy(), quantised)
+
+
+def draw_map(model: PSOMVAE, validation: Validation, *, with_latent: bool) -> "dict[str, Figure]":
+    """The codebook's figures, by name."""
+    grid, codes = model.codebook.grid, model.codebook.codes.detach().cpu().numpy()
+    assert validation.hits is not None
+    hits = validation.hits.cpu().numpy()
+    drawn = {
+        "codebook_grid": codebook.draw_grid(codes, grid.height, grid.width),
+        "hits": codebook.draw_hits(hits, grid.height, grid.width),
+        "usage": codebook.draw_usage(hits),
+    }
+    if with_latent and validation.tokens is not None and validation.nodes is not None:
+        tokens, nodes = validation.tokens.cpu().numpy(), validation.nodes.cpu().numpy()
+        torus = grid.topology == "toroidal"
+        drawn["tsne"] = latent.draw_latent(tokens, nodes, codes, grid.height, grid.width, toroidal=torus)
+    return drawn
+
+
+def mean_image_baseline(cohort: Cohort) -> Row:
+    """What printing the training set's mean scores on the validation set; measured once a cohort, kept beside it.
+
+    A model that is no better has learned nothing about anyone.
+    """
+    path = cohort.folder / "baseline.json"
+    with locked(cohort.folder / ".baseline.lock"):
+        if path.exists():
+            kept: Row = json.loads(path.read_text())
+            return kept
+        scans = Scans(cohort, torch.device("cpu"))
+        train, val = cohort.rows["train"], cohort.rows["val"]
+        mean = torch.stack([scans.read([row]) for row in train]).mean(0)
+        parts = [reconstruction_row(scan, mean) for scan in scans.batches(val, 1)]
+        row = {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
+        write_json(path, row)
+        return row

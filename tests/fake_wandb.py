@@ -1,0 +1,139 @@
+"""A W&B server on 127.0.0.1 that keeps what it is sent: as much of one as a run with metrics and pictures needs."""
+
+import gzip
+import json
+import re
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Self
+from urllib.parse import unquote
+
+ENTITY = "tester"
+ENTITY_NODE = {"id": "e1", "name": ENTITY}
+VIEWER = {"id": "u1", "username": ENTITY, "entity": ENTITY, "flags": "{}", "teams": {"edges": []}}
+
+
+class Server(ThreadingHTTPServer):
+    """Says nothing of clients that hang up, as a wandb that gave up does."""
+
+    daemon_threads = True
+
+    def handle_error(self, *_: object) -> None: ...
+
+
+class FakeWandb:
+    """Use as a context; `runs` has history, config and end of each run by its id, `files` what was uploaded."""
+
+    def __init__(self) -> None:
+        self.runs: dict[str, dict[str, Any]] = {}
+        self.files: dict[str, bytes] = {}
+        self.bodies: list[bytes] = []  # of all requests, after their addresses and headers
+        self.down = False  # answers 500 to all
+        self.hangs = False  # answers nothing
+        self._http = Server(("127.0.0.1", 0), self._handler())
+        self.url = f"http://127.0.0.1:{self._http.server_port}"
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.hangs = False
+        self._http.shutdown()
+        self._http.server_close()
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def answer(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                if self.headers.get("Content-Encoding") == "gzip":
+                    body = gzip.decompress(body)
+                server.bodies.append(f"{self.path}\n{self.headers}\n".encode() + body)
+                while server.hangs:
+                    time.sleep(0.05)
+                content = {} if server.down else server.respond(self.path, body)
+                reply = json.dumps(content).encode()
+                self.send_response(500 if server.down else 200)
+                self.send_header("Content-Length", str(len(reply)))
+                self.end_headers()
+                self.wfile.write(reply)
+
+            do_GET = do_POST = do_PUT = answer
+
+            def log_message(self, *_: object) -> None: ...
+
+        return Handler
+
+    def respond(self, path: str, body: bytes) -> Any:
+        """The answer to one request."""
+        if path == "/graphql":
+            query = json.loads(body)
+            name = re.search(r"(?:query|mutation)\s+(\w+)", query["query"])
+            answer = getattr(self, f"_{name[1]}", None) if name else None
+            return {"data": answer(query.get("variables") or {})} if answer else {"errors": [{"message": "unknown"}]}
+        if path.startswith("/storage/"):
+            self.files[unquote(path.removeprefix("/storage/"))] = body
+        elif path.endswith("/file_stream"):
+            self._stream(self.runs[path.split("/")[-2]], json.loads(body))
+        return {}
+
+    def _stream(self, run: dict[str, Any], body: dict[str, Any]) -> None:
+        history = body.get("files", {}).get("wandb-history.jsonl")
+        if history:
+            run["history"][history["offset"] :] = [json.loads(line) for line in history["content"]]
+        if body.get("complete"):
+            run["exit_code"] = body["exitcode"]
+        run["preempting"] |= bool(body.get("preempting"))
+
+    def _Viewer(self, _: dict[str, Any]) -> dict[str, Any]:
+        return {"viewer": VIEWER}
+
+    def _ServerFeaturesQuery(self, _: dict[str, Any]) -> dict[str, Any]:
+        return {"serverInfo": {"features": []}}
+
+    def _RunStoppedStatus(self, _: dict[str, Any]) -> dict[str, Any]:
+        return {"project": {"run": {"stopped": False}}}
+
+    def _RunResumeStatus(self, asked: dict[str, Any]) -> dict[str, Any]:
+        run = self.runs.get(asked["name"])
+        bucket = run and {
+            "id": asked["name"],
+            "name": asked["name"],
+            "summaryMetrics": "{}",
+            "displayName": run["displayName"],
+            "logLineCount": 0,
+            "historyLineCount": len(run["history"]),
+            "eventsLineCount": 0,
+            "historyTail": json.dumps([json.dumps(row) for row in run["history"][-1:]]),
+            "eventsTail": "[]",
+            "config": json.dumps(run["config"]),
+            "tags": run.get("tags") or [],
+            "wandbConfig": json.dumps({"t": 1}),
+        }
+        return {
+            "model": {"id": "p1", "name": asked["project"], "entity": {"id": "e1", "name": ENTITY}, "bucket": bucket}
+        }
+
+    def _UpsertBucket(self, asked: dict[str, Any]) -> dict[str, Any]:
+        name = asked.get("name") or asked["id"]
+        run = self.runs.setdefault(name, {"history": [], "config": {}, "preempting": False})
+        run["config"].update(json.loads(asked.get("config") or "{}"))
+        run.update({key: asked[key] for key in ("displayName", "groupName", "jobType", "tags") if asked.get(key)})
+        bucket = {
+            "id": name,
+            "name": name,
+            "displayName": run.get("displayName"),
+            "config": json.dumps(run["config"]),
+            "historyLineCount": len(run["history"]),
+            "project": {"id": "p1", "name": asked.get("project"), "entity": ENTITY_NODE},
+        }
+        return {"upsertBucket": {"bucket": bucket, "inserted": True}}
+
+    def _CreateRunFiles(self, asked: dict[str, Any]) -> dict[str, Any]:
+        files = [{"name": name, "uploadUrl": f"{self.url}/storage/{name}"} for name in asked["files"]]
+        return {"createRunFiles": {"runID": asked["run"], "uploadHeaders": [], "files": files}}

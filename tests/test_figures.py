@@ -1,0 +1,327 @@
+"""Figures are judged by their pixels."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib import pyplot
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+from numpy.typing import NDArray
+
+from somvq.figures import render, save
+from somvq.figures.codebook import draw_grid, draw_hits, draw_usage, node_colours
+from somvq.figures.curves import draw_curves
+from somvq.figures.latent import draw_latent, embed
+from somvq.figures.reconstruction import draw_reconstruction
+
+HEIGHT, WIDTH, CHANNELS = 4, 6, 8
+GREY_OF_UNUSED = (217, 220, 226)
+
+
+def latent(count: int = 120, seed: int = 0) -> tuple[NDArray, NDArray, NDArray]:
+    """Tokens near the codes of a small map, their nodes, and the codes; the last node is never used."""
+    generator = np.random.default_rng(seed)
+    row, column = np.divmod(np.arange(HEIGHT * WIDTH), WIDTH)
+    codes = np.stack([row, column], axis=1) @ generator.normal(size=(2, CHANNELS))
+    nodes = generator.integers(HEIGHT * WIDTH - 1, size=count)
+    return codes[nodes] + generator.normal(0, 0.1, (count, CHANNELS)), nodes, codes
+
+
+def scan(shape: tuple[int, int, int] = (20, 26, 22)) -> NDArray:
+    """Left dark, right bright; the back, and below, darker."""
+    x, y, z = np.meshgrid(*(np.linspace(-1, 1, size) for size in shape), indexing="ij")
+    return x + 0.5 * y + 0.25 * z
+
+
+def ledger(epochs: int = 12) -> list[dict[str, float]]:
+    """Rows as a PSOM-VAE writes them, validated every second epoch."""
+    rows = []
+    for epoch in range(1, epochs + 1):
+        falling = float(np.exp(-epoch / 4))
+        row = {"epoch": epoch, "train/loss": falling + 0.01, "train/reconstruction": falling, "codebook/used": epoch}
+        if epoch % 2 == 0:
+            row |= {"val/loss": falling + 0.02, "val/ssim": 1 - falling, "val/ssim_q": 0.9 - falling}
+        rows.append(row)
+    return rows
+
+
+def draw(name: str) -> Figure:
+    """The figure called `name`, of made-up arrays."""
+    tokens, nodes, codes = latent()
+    hits = np.bincount(nodes, minlength=len(codes))
+    return {
+        "latent": lambda: draw_latent(tokens, nodes, codes, HEIGHT, WIDTH),
+        "grid": lambda: draw_grid(codes, HEIGHT, WIDTH),
+        "hits": lambda: draw_hits(hits, HEIGHT, WIDTH),
+        "usage": lambda: draw_usage(hits),
+        "reconstruction": lambda: draw_reconstruction(scan(), scan() * 0.8, scan() * 0.5),
+        "curves": lambda: draw_curves(ledger()),
+    }[name]()
+
+
+def words(figure: Figure) -> str:
+    """All that is written on a figure."""
+    return " | ".join(text.get_text() for text in figure.findobj(lambda part: hasattr(part, "get_text")))
+
+
+def is_cut_off(figure: Figure) -> bool:
+    """Whether anything reaches the outermost pixels."""
+    pixels = render(figure)
+    edge = np.concatenate([pixels[:2].reshape(-1, 3), pixels[-2:].reshape(-1, 3), pixels[:, :2].reshape(-1, 3)])
+    edge = np.concatenate([edge, pixels[:, -2:].reshape(-1, 3)])
+    return bool((edge != pixels[0, 0]).any())
+
+
+def centre_of_cell(figure: Figure, row: int, column: int) -> tuple[int, int]:
+    """The pixel (down, right) in the middle of a node of the figure's first axes."""
+    render(figure)
+    right, up = figure.axes[0].transData.transform((column, row))
+    return round(figure.bbox.height - up), round(right)
+
+
+@pytest.mark.parametrize("name", ["latent", "grid", "hits", "usage", "reconstruction", "curves"])
+def test_a_figure_is_bytes_and_neither_black_nor_blank_nor_cut_off(name: str) -> None:
+    figure = draw(name)
+    pixels = render(figure)
+    assert pixels.dtype == np.uint8
+    assert pixels.shape[2] == 3
+    assert 600 <= pixels.shape[1] <= 1100
+    assert pixels.max() > 200
+    assert pixels.std() > 10
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 30
+    assert not is_cut_off(figure)
+    assert pyplot.get_fignums() == []  # nothing is left behind
+
+
+def test_the_users_matplotlibrc_changes_nothing() -> None:
+    *_, codes = latent()
+    plain = render(draw_grid(codes, HEIGHT, WIDTH))
+    with pyplot.rc_context({"font.size": 30, "figure.dpi": 50, "axes.facecolor": "red", "image.origin": "lower"}):
+        assert np.array_equal(render(draw_grid(codes, HEIGHT, WIDTH)), plain)
+
+
+def test_a_saved_figure_reads_back_as_rendered_and_equal_figures_give_equal_bytes(tmp_path: Path) -> None:
+    *_, codes = latent()
+    for name in ("first.png", "second.png"):
+        save(draw_grid(codes, HEIGHT, WIDTH), tmp_path / name)
+    read = np.round(imread(tmp_path / "first.png")[..., :3] * 255).astype(np.uint8)
+    assert np.array_equal(read, render(draw_grid(codes, HEIGHT, WIDTH)))
+    assert (tmp_path / "first.png").read_bytes() == (tmp_path / "second.png").read_bytes()
+    assert b"atplotlib" not in (tmp_path / "first.png").read_bytes()
+
+
+def test_a_figure_that_cannot_be_saved_leaves_the_old_one_and_no_scraps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    *_, codes = latent()
+    save(draw_grid(codes, HEIGHT, WIDTH), tmp_path / "grid.png")
+    before = (tmp_path / "grid.png").read_bytes()
+
+    def full_disk(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("os.replace", full_disk)
+    with pytest.raises(OSError, match="no space left"):
+        save(draw_grid(-codes, HEIGHT, WIDTH), tmp_path / "grid.png")
+    assert [file.name for file in tmp_path.iterdir()] == ["grid.png"]
+    assert (tmp_path / "grid.png").read_bytes() == before
+
+
+def test_tsne_gives_the_same_bits_twice_and_others_for_another_seed() -> None:
+    tokens, *_ = latent()
+    assert np.array_equal(embed(tokens, seed=3), embed(tokens, seed=3))
+    assert not np.array_equal(embed(tokens, seed=3), embed(tokens, seed=4))
+
+
+def test_tsne_keeps_two_far_clusters_apart() -> None:
+    points = np.random.default_rng(0).normal(size=(200, CHANNELS))
+    points[100:] += 30
+    places = embed(points, seed=0)
+    one, other = places[:100], places[100:]
+    apart = np.linalg.norm(one[:, None] - other[None], axis=-1).min()
+    nearest = np.linalg.norm(one[:, None] - one[None], axis=-1)
+    assert apart > 3 * np.sort(nearest, axis=1)[:, 1].max()
+
+
+@pytest.mark.parametrize("channels", [1, 2, 32])
+def test_tsne_takes_any_number_of_channels_and_equal_points(channels: int) -> None:
+    points = np.repeat(np.random.default_rng(0).normal(size=(10, channels)), 5, axis=0)
+    assert np.isfinite(embed(points, seed=0)).all()
+
+
+def test_a_collapsed_latent_space_is_one_point_not_islands() -> None:
+    codes = np.ones((HEIGHT * WIDTH, CHANNELS))
+    assert not embed(codes, seed=0).any()
+    assert render(draw_latent(codes, np.zeros(len(codes), int), codes, HEIGHT, WIDTH)).std() > 10
+
+
+def test_the_latent_figure_says_what_it_shows_and_how_much_of_it() -> None:
+    tokens, nodes, codes = latent(count=150)
+    figure = draw_latent(tokens, nodes, codes, HEIGHT, WIDTH, limit=100)
+    assert "100 of 150 tokens, 24 codes of which 23 used" in words(figure)
+    drawn = [len(marks.get_offsets()) for marks in figure.axes[0].collections]
+    assert drawn == [100, 1, 23]  # tokens, unused codes, used codes
+
+
+def test_a_token_has_the_colour_of_its_node() -> None:
+    tokens, nodes, codes = latent()
+    figure = draw_latent(tokens, nodes, codes, HEIGHT, WIDTH, toroidal=True)
+    palette = node_colours(HEIGHT, WIDTH, toroidal=True)
+    assert np.allclose(figure.axes[0].collections[0].get_facecolors()[:, :3], palette[nodes])
+    key = next(axes for axes in figure.axes if axes.images)
+    assert np.allclose(key.images[0].get_array(), palette.reshape(HEIGHT, WIDTH, 3))
+
+
+def test_a_torus_has_like_colours_across_its_edges_and_a_flat_map_has_not() -> None:
+    torus, flat = (node_colours(16, 16, toroidal=toroidal).reshape(16, 16, 3) for toroidal in (True, False))
+    for axis in (0, 1):
+        steps = np.linalg.norm(np.diff(torus, axis=axis, append=torus.take([0], axis)), axis=-1)
+        assert steps.take(-1, axis).max() <= steps.max()  # from the last to the first as between any two neighbours
+        assert steps.max() < 0.35
+        across = np.linalg.norm(flat.take(0, axis) - flat.take(-1, axis), axis=-1)
+        assert across.min() > 0.5
+
+
+@pytest.mark.parametrize("toroidal", [True, False])
+def test_no_two_nodes_share_a_colour_and_all_can_be_shown(toroidal: bool) -> None:
+    palette = node_colours(16, 16, toroidal=toroidal)
+    assert palette.shape == (256, 3)
+    assert palette.min() >= 0
+    assert palette.max() <= 1
+    assert len(np.unique(np.round(palette * 255), axis=0)) == 256
+
+
+def test_the_grid_shows_each_node_at_its_row_and_column() -> None:
+    codes = np.zeros((HEIGHT * WIDTH, CHANNELS))
+    codes[1 * WIDTH + 4] = 1  # row 1, column 4
+    figure = draw_grid(codes, HEIGHT, WIDTH)
+    pixels = render(figure)
+    yellow, purple = (253, 231, 37), (68, 1, 84)  # viridis's ends
+    down, right = centre_of_cell(figure, 0, 0)
+    step = centre_of_cell(figure, 0, 1)[1] - right
+    for row in range(HEIGHT):
+        for column in range(WIDTH):
+            expected = yellow if (row, column) == (1, 4) else purple
+            assert np.abs(pixels[down + row * step, right + column * step] - np.array(expected)).max() <= 1
+
+
+def test_hits_mark_the_nodes_that_won_nothing() -> None:
+    hits = np.arange(HEIGHT * WIDTH)
+    hits[[0, 9]] = 0
+    figure = draw_hits(hits, HEIGHT, WIDTH)
+    pixels = render(figure)
+    assert "22 of 24 nodes used" in words(figure)
+    assert figure.axes[0].collections[0].get_offsets().tolist() == [[0, 0], [3, 1]]  # column, row
+    down, right = centre_of_cell(figure, 0, 0)
+    step = centre_of_cell(figure, 0, 1)[1] - right
+    for node in range(HEIGHT * WIDTH):
+        row, column = divmod(node, WIDTH)
+        above_the_cross = pixels[down + row * step - 30, right + column * step].astype(int)
+        grey = np.abs(above_the_cross - GREY_OF_UNUSED).max() <= 1
+        assert grey == (hits[node] == 0)
+
+
+def test_hits_of_nothing_at_all_are_drawn_too() -> None:
+    assert "0 of 24 nodes used" in words(draw_hits(np.zeros(24), HEIGHT, WIDTH))
+    assert "0 of 24 nodes used, perplexity 0.0" in words(draw_usage(np.zeros(24)))
+
+
+def test_usage_says_how_many_nodes_are_used_and_how_evenly() -> None:
+    assert "4 of 8 nodes used, perplexity 4.0" in words(draw_usage([0, 5, 5, 0, 5, 5, 0, 0]))
+    assert "all alike: 12.50%" in words(draw_usage([1, 0, 0, 0, 0, 0, 0, 7]))
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 16), (16, 2), (32, 32)])
+def test_maps_of_any_shape_fit_their_figure(height: int, width: int) -> None:
+    hits = np.arange(height * width)
+    assert not is_cut_off(draw_hits(hits, height, width))
+    assert not is_cut_off(draw_grid(hits[:, None], height, width))
+
+
+def test_slices_stand_upright_with_the_subjects_right_on_the_left() -> None:
+    figure = draw_reconstruction(scan(), scan(), None)
+    pictures = [axes.images[0].get_array() for axes in figure.axes if axes.images and not axes.axison]
+    sagittal, coronal, axial = pictures[:3]
+    assert sagittal.shape == (22, 26)
+    assert sagittal[0].mean() > sagittal[-1].mean()  # superior up
+    assert sagittal[:, 0].mean() > sagittal[:, -1].mean()  # anterior left
+    assert coronal.shape == (22, 20)
+    assert coronal[:, 0].mean() > coronal[:, -1].mean()  # right on the left
+    assert axial.shape == (26, 20)
+    assert axial[0].mean() > axial[-1].mean()  # anterior up
+
+
+def test_a_voxel_is_as_wide_as_it_is_high_in_all_slices() -> None:
+    figure = draw_reconstruction(scan((30, 20, 12)), scan((30, 20, 12)), None)
+    render(figure)
+    scales = []
+    for axes in figure.axes:
+        if axes.images and not axes.axison:
+            rows, columns = axes.images[0].get_array().shape
+            scales += [axes.bbox.width / columns, axes.bbox.height / rows]
+    assert np.ptp(scales) < 0.01
+
+
+def test_all_greys_share_the_scans_window_and_all_errors_a_fixed_one() -> None:
+    figure = draw_reconstruction(scan(), scan() * 3, scan() + 1)
+    windows = [axes.images[0].get_clim() for axes in figure.axes if axes.images and not axes.axison]
+    assert len(windows) == 5 * 3
+    grey, error = windows[0], (0, 2)
+    assert windows == [grey] * 6 + [error] * 3 + [grey] * 3 + [error] * 3
+    assert grey == pytest.approx(np.percentile(scan(), (0.5, 99.5)))
+    assert "mean 1.00" in words(figure)
+
+
+def test_a_blank_scan_is_drawn_too() -> None:
+    assert render(draw_reconstruction(np.zeros((8, 8, 8)), np.ones((8, 8, 8)), None)).max() > 200
+
+
+def test_curves_leave_out_what_is_not_there() -> None:
+    titles = [axes.get_title(loc="left") for axes in draw_curves(ledger()).axes if axes.axison]
+    assert titles == ["Loss", "Reconstruction loss", "SSIM (validation)", "Codebook, nodes"]
+    only = draw_curves([{"epoch": 1, "train/loss": 2.0, "val/ssim": float("nan")}])
+    assert [axes.get_title(loc="left") for axes in only.axes] == ["Loss"]
+
+
+def test_curves_draw_each_value_at_its_epoch_and_the_last_of_a_repeated_epoch() -> None:
+    rows = [{"epoch": 2, "val/ssim": 0.5}, {"epoch": 1, "val/ssim": 0.25}, {"epoch": 2, "val/ssim": 0.75}]
+    curve = draw_curves(rows).axes[0].lines[-1]
+    assert np.array_equal(curve.get_xydata(), [[1, 0.25], [2, 0.75]])
+    assert "best 0.75" in curve.get_label()
+
+
+def test_losses_are_on_a_log_scale_where_they_can_be() -> None:
+    assert draw_curves(ledger()).axes[0].get_yscale() == "log"
+    assert (
+        draw_curves([{"epoch": 1, "train/loss": 9.0}, {"epoch": 2, "train/loss": -1.0}]).axes[0].get_yscale()
+        == "linear"
+    )
+
+
+def test_what_does_not_fit_is_refused_with_both_numbers() -> None:
+    tokens, nodes, codes = latent()
+    with pytest.raises(ValueError, match=r"16 x 16 map has 256 nodes, not 250 \(codes\)"):
+        draw_grid(np.zeros((250, 32)), 16, 16)
+    with pytest.raises(ValueError, match=r"4 x 6 map has 24 nodes, not 25 \(hits\)"):
+        draw_hits(np.zeros(25), HEIGHT, WIDTH)
+    with pytest.raises(ValueError, match="node 1 has -3"):
+        draw_usage([1, -3])
+    with pytest.raises(ValueError, match="tokens have 7 channels, codes 8"):
+        draw_latent(tokens[:, :7], nodes, codes, HEIGHT, WIDTH)
+    with pytest.raises(ValueError, match=r"120 tokens need nodes of the shape \(120,\), not \(119,\)"):
+        draw_latent(tokens, nodes[1:], codes, HEIGHT, WIDTH)
+    with pytest.raises(ValueError, match="from 1 to 24, but the map's from 0 to 23"):
+        draw_latent(tokens, np.where(nodes > 20, 24, nodes + 1), codes, HEIGHT, WIDTH)
+    with pytest.raises(ValueError, match="nodes must be whole numbers, not float64"):
+        draw_latent(tokens, nodes / 1, codes, HEIGHT, WIDTH)
+    with pytest.raises(ValueError, match="limit must be at least 1, not 0"):
+        draw_latent(tokens, nodes, codes, HEIGHT, WIDTH, limit=0)
+    with pytest.raises(ValueError, match="codes: 1 of 192 values are not finite"):
+        draw_grid(np.where(np.arange(192).reshape(24, 8) == 5, np.nan, codes), HEIGHT, WIDTH)
+    with pytest.raises(ValueError, match=r"\(20, 26, 22\), its reconstruction x'_q \(8, 8, 8\)"):
+        draw_reconstruction(scan(), scan(), np.zeros((8, 8, 8)))
+    with pytest.raises(ValueError, match="at least 4 points, not 3"):
+        embed(tokens[:3], seed=0)
+    with pytest.raises(ValueError, match="none of the 1 rows"):
+        draw_curves([{"epoch": 1}])

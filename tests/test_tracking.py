@@ -1,0 +1,435 @@
+"""W&B's view of a run: everything that may leave, once, and never at the cost of the run."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+from fake_wandb import FakeWandb
+from PIL import Image
+
+from somvq.config import RunConfig
+from somvq.runs import Run, RunRecord
+from somvq.tracking import ALIASES, DEFAULT_BASE_URL, Tracker, build_tracker, resolve
+from somvq.tracking.wandb import Tracked
+
+ROOT = Path(__file__).parents[1]
+POISON = "sub-0666-Doe"  # names a person: in every path that a run knows
+KEY = "0123456789" * 4
+WORKER = """
+import json, sys, time
+from pathlib import Path
+from somvq.runs import Run
+from somvq.tracking import resolve
+from somvq.tracking.wandb import WandbTracker
+
+tracker = WandbTracker(resolve("auto"), **json.loads(sys.argv[1]))
+for line in sys.stdin:
+    command, argument, *timeout = json.loads(line)
+    start = time.monotonic()
+    if command == "follow":
+        tracker.follow(Run(Path(argument)))
+    else:
+        tracker.finish(argument, **dict(zip(["timeout_s"], timeout)))
+    print(time.monotonic() - start, flush=True)
+"""
+
+
+class Worker:
+    """A process that tracks runs, as a worker does; it is told what to do, and answers with the seconds it took."""
+
+    def __init__(self, home: Path, *, url: str = "http://127.0.0.1:9", key: str = "", **options: Any):
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+        environment |= {"HOME": str(home), "PYTHONPATH": str(ROOT), "WANDB_BASE_URL": url, "WANDB_API_KEY": key}
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", WORKER, json.dumps({"poll_s": 0.1} | options)],
+            env=environment,
+            cwd=home,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    def follow(self, run: Run) -> float:
+        return self._tell("follow", str(run.folder))
+
+    def finish(self, *arguments: Any) -> float:
+        return self._tell("finish", *arguments)
+
+    def _tell(self, *command: Any) -> float:
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.write(json.dumps(command) + "\n")
+        self.process.stdin.flush()
+        return float(self.process.stdout.readline() or "nan")
+
+    def core(self) -> int:
+        """The process id of wandb-core."""
+        children = Path(f"/proc/{self.process.pid}/task").glob("*/children")
+        return next(int(child) for file in children for child in file.read_text().split())
+
+
+@contextmanager
+def worker(home: Path, **options: Any) -> Iterator[Worker]:
+    """A worker that ends well, says nothing, and does not take long to end."""
+    it = Worker(home, **options)
+    try:
+        yield it
+        printed, errors = it.process.communicate(timeout=10)
+        assert (it.process.returncode, printed, errors) == (0, "", "")
+    finally:
+        it.process.kill()
+        it.process.communicate()
+
+
+@dataclass
+class Page:
+    """What one offline folder holds, read from its log of records."""
+
+    rows: dict[int, dict[str, Any]]  # by step
+    exit_code: int | None
+    summary: dict[str, Any]
+    config: dict[str, Any]
+    run: Any
+
+
+def payloads(log: bytes) -> Iterator[bytes]:
+    """The records of a `.wandb` file: LevelDB's log format after a header of 7 bytes; a torn end is left out."""
+    position, parts = 7, b""
+    while position + 7 <= len(log):
+        if 32768 - position % 32768 < 7:  # a record's header never spans two blocks
+            position += 32768 - position % 32768
+            continue
+        length, kind = int.from_bytes(log[position + 4 : position + 6], "little"), log[position + 6]
+        parts += log[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4) and position <= len(log):  # a whole record, or the last part of one
+            yield parts
+            parts = b""
+
+
+def values(items: Any) -> dict[str, Any]:
+    return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
+
+
+def pages(run: Run) -> list[Page]:
+    """The offline folders of `run`, oldest first."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    found = []
+    for file in sorted(run.folder.glob(f"wandb/offline-run-*-{run.record.wandb_id}*/run-{run.record.wandb_id}.wandb")):
+        page = Page({}, None, {}, {}, None)
+        for record in map(Record.FromString, payloads(file.read_bytes())):
+            if record.HasField("history"):
+                page.rows[record.history.step.num] = values(record.history.item)
+            elif record.HasField("exit"):
+                page.exit_code = record.exit.exit_code
+            elif record.HasField("summary"):
+                page.summary |= values(record.summary.update)
+            elif record.HasField("run"):
+                page.run = record.run
+                page.config |= values(record.run.config.update)
+        found.append(page)
+    return found
+
+
+def make_run(folder: Path, epochs: int = 0) -> Run:
+    """A run in a folder that names a person, `epochs` into its training."""
+    record = RunRecord(
+        config=RunConfig(model="psom"),
+        cohort=folder / "cohort",
+        cohort_fingerprint="c0ffee",
+        study="psom",
+        name="psom t0007",
+        wandb_id="psom-abc123-t0007",
+        versions={"torch": "2.6.0"},
+    )
+    run = Run.create(folder / POISON, record)
+    train(run, range(1, epochs + 1))
+    return run
+
+
+def train(run: Run, epochs: range) -> None:
+    for epoch in epochs:
+        for name in ("codes", "reconstruction"):
+            Image.fromarray(drawing(epoch)).save(run.figure(name, epoch))
+        run.append({"epoch": epoch, "val/ssim": epoch / 10, "train/loss": 1 / epoch})
+
+
+def drawing(epoch: int) -> np.ndarray:
+    return (np.arange(6 * 8 * 3).reshape(6, 8, 3) + epoch).astype(np.uint8)
+
+
+def until(reached: Callable[[], bool], *, timeout_s: float = 8.0) -> None:
+    """Waits until `reached`."""
+    deadline = time.monotonic() + timeout_s
+    while not reached():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    folder = tmp_path / "home"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def server() -> Iterator[FakeWandb]:
+    with FakeWandb() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def followed(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run that was followed offline from before its first epoch to its end."""
+    folder = tmp_path_factory.mktemp("followed")
+    run = make_run(folder)
+    with worker(folder) as tracking:
+        assert tracking.follow(run) < 0.1
+        train(run, range(1, 3))
+        until(lambda: Tracked.read(run).epoch == 2)  # live: the run has not ended
+        train(run, range(3, 6))
+        assert tracking.finish("complete") < 15
+    return run
+
+
+def test_every_epoch_is_in_the_offline_folder_at_its_step(followed: Run) -> None:
+    (page,) = pages(followed)
+    assert {step: (row["epoch"], row["val/ssim"]) for step, row in page.rows.items()} == {
+        epoch: (epoch, epoch / 10) for epoch in range(1, 6)
+    }
+    assert Tracked.read(followed) == Tracked(epoch=5)
+
+
+def test_a_page_says_what_the_run_is_and_how_it_ended(followed: Run) -> None:
+    (page,) = pages(followed)
+    assert (page.run.run_id, page.run.run_group, page.run.job_type) == ("psom-abc123-t0007", "psom", "trial")
+    assert (page.run.display_name, page.run.host) == ("psom t0007", "redacted")
+    assert page.config.items() >= {"model": "psom", "grid": "16x16", "cohort": "c0ffee"}.items()
+    assert (page.exit_code, page.summary["trial/state"]) == (0, "complete")
+
+
+def test_a_picture_arrives_as_it_was_drawn(followed: Run) -> None:
+    (page,) = pages(followed)
+    for epoch, row in page.rows.items():
+        (file,) = followed.folder.glob(f"wandb/offline-run-*/files/{row['media/codes/path']}")
+        arrived = np.asarray(Image.open(file))
+        assert arrived.max() > 100, "black"
+        np.testing.assert_array_equal(arrived, drawing(epoch))
+
+
+def test_a_brain_leaves_only_when_the_user_says_so(followed: Run, home: Path) -> None:
+    run = make_run(home, epochs=1)
+    with worker(home, upload_brain_images=True) as tracking:
+        tracking.follow(run)
+        tracking.finish("complete")
+    assert "media/reconstruction/path" in pages(run)[0].rows[1]
+    assert all("media/reconstruction/path" not in row for row in pages(followed)[0].rows.values())
+    assert not list(followed.folder.glob("wandb/**/*reconstruction*"))
+
+
+def test_a_second_attempt_repeats_no_epoch_and_leaves_none_out(home: Path) -> None:
+    run = make_run(home, epochs=3)
+    killed = Worker(home)
+    killed.follow(run)
+    until(lambda: Tracked.read(run).epoch == 3)
+    time.sleep(0.3)  # wandb-core writes ten times a second
+    killed.process.kill()
+    killed.process.communicate()
+    train(run, range(4, 6))
+    with worker(home) as tracking:
+        tracking.follow(run)
+        tracking.finish("complete")
+    first, second = pages(run)
+    assert (list(first.rows), list(second.rows)) == ([1, 2, 3], [4, 5])
+    assert (first.exit_code, second.exit_code) == (None, 0)
+
+
+def test_one_worker_says_of_each_run_how_it_ended(tmp_path: Path, home: Path) -> None:
+    endings = {"failed": 1, "pruned": 0, "diverged": 0, "interrupted": 143}
+    runs = {state: make_run(tmp_path / state, epochs=1) for state in endings}
+    with worker(home) as tracking:
+        for state, run in runs.items():
+            assert tracking.follow(run) < 0.1
+            tracking.finish(state)
+    for state, run in runs.items():
+        (page,) = pages(run)
+        assert (list(page.rows), page.exit_code, page.summary["trial/state"]) == ([1], endings[state], state)
+        assert list(page.run.tags) == ([state] if state in ("pruned", "diverged") else [])
+
+
+def test_an_online_page_has_every_epoch_and_nothing_private(home: Path, server: FakeWandb) -> None:
+    run = make_run(home, epochs=3)
+    with worker(home, url=server.url, key=KEY) as tracking:
+        assert tracking.follow(run) < 0.1
+        tracking.finish("pruned")
+    (page,) = server.runs.values()
+    assert [(row["_step"], row["epoch"], row["val/ssim"]) for row in page["history"]] == [
+        (1, 1, 0.1),
+        (2, 2, 0.2),
+        (3, 3, 0.3),
+    ]
+    assert (page["groupName"], page["jobType"], page["exit_code"], page["tags"]) == ("psom", "trial", 0, ["pruned"])
+    asked = {key: value["value"] for key, value in page["config"].items() if key != "_wandb"}
+    assert asked == {**run.record.config.model_dump(), "cohort": "c0ffee", "versions/torch": "2.6.0"}
+    assert json.loads(server.files["wandb-summary.json"])["trial/state"] == "pruned"
+    assert sum("codes" in name for name in server.files) == 3
+    assert Tracked.read(run) == Tracked(epoch=3, mode="online")
+    for private in (POISON, "cohort/", str(home), "reconstruction", socket.gethostname(), "poll_s", str(ROOT)):
+        assert not any(private.encode() in body for body in server.bodies), private
+
+
+def test_an_online_page_goes_on_where_the_server_is(home: Path, server: FakeWandb) -> None:
+    run = make_run(home, epochs=4)
+    (home / ".netrc").write_text(f"machine {urlsplit(server.url).netloc} login user password {KEY}")
+    with worker(home, url=server.url) as tracking:
+        tracking.follow(run)
+        tracking.finish("interrupted")
+        (page,) = server.runs.values()
+        assert (page["preempting"], page["exit_code"]) == (True, 143)
+        del page["history"][2:]  # as if the last rows had not been sent before a kill
+        train(run, range(5, 6))
+        tracking.follow(run)
+        tracking.finish("complete")
+    assert [row["epoch"] for row in page["history"]] == [1, 2, 3, 4, 5]
+    assert page["exit_code"] == 0
+
+
+@pytest.mark.parametrize("fault", ["down", "hangs"])
+def test_a_sick_server_at_the_start_means_offline_until_it_is_well(home: Path, server: FakeWandb, fault: str) -> None:
+    run = make_run(home, epochs=2)
+    setattr(server, fault, True)
+    with worker(home, url=server.url, key=KEY, init_timeout_s=1.5) as tracking:
+        assert tracking.follow(run) < 0.1
+        assert tracking.finish("complete") < 6
+        assert Tracked.read(run) == Tracked(epoch=2, behind=True, error="CommError")
+        setattr(server, fault, False)
+        for _ in range(2):  # what `somvq push` does, and again
+            tracking.follow(run)
+            tracking.finish("complete")
+            assert [row["epoch"] for row in server.runs["psom-abc123-t0007"]["history"]] == [1, 2]
+            assert Tracked.read(run) == Tracked(epoch=2, mode="online")
+    assert list(pages(run)[0].rows) == [1, 2]
+
+
+def test_a_server_that_goes_away_costs_a_bounded_wait(home: Path, server: FakeWandb) -> None:
+    run = make_run(home, epochs=2)
+    with worker(home, url=server.url, key=KEY, finish_timeout_s=1.5) as tracking:
+        tracking.follow(run)
+        until(lambda: Tracked.read(run).epoch == 2)
+        server.hangs = True
+        assert tracking.finish("complete") < 6
+    assert Tracked.read(run) == Tracked(epoch=2, mode="online", behind=True, error="TimeoutError")
+
+
+def test_no_key_means_offline_and_no_question(home: Path) -> None:
+    run = make_run(home, epochs=1)
+    (home / ".config/wandb").mkdir(parents=True)
+    (home / ".config/wandb/settings").write_text("[default]\nmode = online\n")
+    with worker(home) as tracking:
+        tracking.follow(run)
+        tracking.finish("complete")
+    assert list(pages(run)[0].rows) == [1]
+    assert Tracked.read(run) == Tracked(epoch=1, behind=True, error="NoCredentials")
+
+
+@pytest.mark.parametrize("how", [signal.SIGSTOP, signal.SIGKILL])
+def test_a_lost_wandb_core_costs_its_run_the_rest_and_the_next_run_nothing(
+    tmp_path: Path, home: Path, how: signal.Signals
+) -> None:
+    run, following = make_run(tmp_path / "a", epochs=2), make_run(tmp_path / "b", epochs=2)
+    with worker(home) as tracking:
+        tracking.follow(run)
+        until(lambda: Tracked.read(run).epoch == 2)
+        os.kill(tracking.core(), how)
+        train(run, range(3, 4))
+        assert tracking.finish("complete", 1.0) < 4
+        assert Tracked.read(run).behind
+        assert tracking.follow(following) < 0.1
+        tracking.finish("complete")
+    assert list(pages(following)[0].rows) == [1, 2]
+    assert Tracked.read(following) == Tracked(epoch=2)
+
+
+def test_a_worker_that_just_ends_leaves_an_interrupted_page(home: Path) -> None:
+    run = make_run(home, epochs=2)
+    with worker(home) as tracking:
+        tracking.follow(run)
+        until(lambda: Tracked.read(run).epoch == 2)
+    (page,) = pages(run)
+    assert (list(page.rows), page.exit_code, page.summary["trial/state"]) == ([1, 2], 143, "interrupted")
+
+
+def test_a_figure_that_cannot_be_read_ends_the_tracking_alone(home: Path) -> None:
+    run = make_run(home, epochs=1)
+    run.figure("codes", 2).write_bytes(b"not a picture")
+    run.append({"epoch": 2, "val/ssim": 0.2})
+    with worker(home) as tracking:
+        tracking.follow(run)
+        assert tracking.finish("complete") < 15
+    assert Tracked.read(run) == Tracked(epoch=1, behind=True, error="UnidentifiedImageError")
+
+
+@pytest.mark.parametrize(
+    ("variables", "netrc", "mode"),
+    [
+        ({}, "", "offline"),
+        ({"WANDB_API_KEY": KEY}, "", "online"),
+        ({"WANDB_API_KEY": KEY, "WANDB_MODE": "dryrun"}, "", "offline"),
+        ({"WANDB_API_KEY": KEY, "WANDB_MODE": "disabled"}, "", "disabled"),
+        ({}, f"machine api.wandb.ai login user password {KEY}", "online"),
+        ({"WANDB_BASE_URL": "http://box:8080"}, f"machine api.wandb.ai login user password {KEY}", "offline"),
+        ({"WANDB_BASE_URL": "http://box:8080"}, f"machine box:8080 login user password {KEY}", "online"),
+        ({}, "machine", "offline"),
+    ],
+)
+def test_auto_is_what_wandb_was_told_and_else_online_where_there_is_a_key(
+    variables: dict[str, str], netrc: str, mode: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    for name, value in ({"HOME": str(home), "NETRC": str(home / "netrc")} | variables).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(home)
+    (home / "netrc").write_text(netrc)
+    assert resolve("auto") == mode
+    assert resolve("offline") == "offline"
+
+
+def test_the_server_is_known_as_wandb_knows_it() -> None:
+    from wandb.sdk.lib import urls
+
+    assert urls.DEFAULT_BASE_URL == DEFAULT_BASE_URL
+    for name, alias in ALIASES.items():
+        assert urls.forge_upstream_url(f"https://{name}") == f"https://{alias}"
+
+
+def test_disabled_keeps_nothing(tmp_path: Path) -> None:
+    run = make_run(tmp_path, epochs=1)
+    tracker = build_tracker("disabled")
+    tracker.follow(run)
+    tracker.finish("complete")
+    assert type(tracker) is Tracker
+    assert not list(run.folder.glob("wandb*")) + list(run.folder.glob("tracking*"))
+
+
+def test_wandb_is_not_imported_before_a_run_is_followed() -> None:
+    code = (
+        "import sys; from somvq.tracking import build_tracker; build_tracker('online'); print('wandb' in sys.modules)"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True, check=True).stdout
+    assert printed == "False\n"
