@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from somvq.config import CohortSettings
     from somvq.data.cache import OnScan
     from somvq.data.cohort import Cohort
+    from somvq.definitions import Sweep
     from somvq.settings import Settings
     from somvq.study.record import OpenStudy
     from somvq.study.status import Status
@@ -27,7 +27,9 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, epilog=EPILOG, pre
 cohort_app = typer.Typer(no_args_is_help=True, help="Make, prepare and look at cohorts of scans.")
 app.add_typer(cohort_app, name="cohort")
 
+CLICK_ERROR: Any = typer.BadParameter.__mro__[2]  # ClickException, whose home differs between versions of typer
 DEMO_SUBJECTS, DEMO_VOXEL_MM = 24, 2.12
+FILE_WIDTH = 150  # of tables that go into a file or a pipe
 DATA, PLACE = "Cohort", "Where things are (or in somvq.yaml, or SOMVQ_*: see somvq settings)"
 
 
@@ -64,19 +66,24 @@ def main() -> None:
     """The program `somvq`: every expected failure is one line on stderr and an exit status."""
     try:
         status = app(standalone_mode=False)
-    except click.ClickException as error:
+    except CLICK_ERROR as error:
         context = getattr(error, "ctx", None)
         advice = f" (see {context.command_path} --help)" if context else ""
-        status = fail(error.format_message().rstrip(".") + advice, error.exit_code)
+        status = fail(error.format_message().strip() + advice, error.exit_code)
     except SomvqError as error:
         status = fail(str(error), error.exit_status)
     except OSError as error:
         status = fail(
             f"{error.filename or 'files'}: {error.strerror or error}; choose another place, or free space there", 1
         )
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         status = fail("interrupted; the same command goes on", 130)
     sys.exit(status)
+
+
+def plain_console() -> Console:
+    """stdout, coloured only on a terminal; wide where nobody's window limits it."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else FILE_WIDTH)
 
 
 def fail(message: str, status: int) -> int:
@@ -126,11 +133,11 @@ def sweep(
     from somvq.settings import read_settings
     from somvq.study.space import override
 
-    console = Console(highlight=False)
+    console = plain_console()
     settings = read_settings(cohort=cohort, runs=runs, storage=storage, wandb=wandb)
     file = find_definition("sweeps", name)
     searched = override(read_sweep(file), parse_settings(set_ or []))
-    total = at_least_one("--trials", trials if trials is not None else searched.run_cap)
+    total = count_trials(trials, searched)
     place = read_job(find_definition("jobs", job))
     slots = at_least_one("--workers", workers if workers is not None else place.workers)
     console.print(
@@ -164,7 +171,7 @@ def train(
     models = RunConfig.model_fields["model"].annotation.__args__  # type: ignore[union-attr]
     if model not in models:
         raise DefinitionError(f"no model is called '{model}'; {did_you_mean(model, models)}")
-    console = Console(highlight=False)
+    console = plain_console()
     settings = read_settings(cohort=cohort, runs=runs, wandb=wandb)
     metric = Metric(name="val/ssim", goal="maximize")
     one = Sweep(name=model, method="random", metric=metric, parameters={"model": Parameter(value=model)})
@@ -198,7 +205,7 @@ def resume(
     if trials is not None:
         opened.target = at_least_one("--trials", trials)
     Cohort(opened.record.cohort)  # says now, not in every trial, that it is gone
-    return supervise(settings, opened, "local", workers, Console(highlight=False))
+    return supervise(settings, opened, "local", workers, plain_console())
 
 
 @app.command()
@@ -215,7 +222,7 @@ def status(
     from somvq.study.status import progress_table, read_status, silence_optuna, summary_line
 
     silence_optuna()
-    console = Console(highlight=False)
+    console = plain_console()
     settings = read_settings(runs=runs, storage=storage)
     if study is None:
         known = [read_status(load_study(settings, name)) for name in list_studies(settings)]
@@ -233,6 +240,23 @@ def status(
         found = read_status(opened)
         console.print(progress_table(found))
         console.print(advice(found), soft_wrap=True)
+
+
+@app.command()
+def compare(
+    studies: Annotated[list[str], typer.Argument(help="Names of studies.")],
+    runs: RunsOption = None,
+    storage: StorageOption = None,
+) -> None:
+    """Print the leaderboard of each study: finished trials, best first, beside the mean image and the auto-encoder."""
+    from somvq.settings import read_settings
+    from somvq.study.record import load_study
+    from somvq.study.status import leaderboard, read_status, silence_optuna
+
+    silence_optuna()
+    settings = read_settings(runs=runs, storage=storage)
+    for opened in [load_study(settings, name) for name in studies]:
+        plain_console().print(leaderboard(read_status(opened)))
 
 
 @app.command()
@@ -270,7 +294,7 @@ def settings(json_: JsonOption = False) -> None:
     for name, value in found:
         shown = "" if value is None else mask(value)
         table.add_row(name, escape(shown), origin(name, {}), Settings.model_fields[name].description or "", style=None)
-    Console(highlight=False).print(table)
+    plain_console().print(table)
 
 
 @cohort_app.command("demo")
@@ -283,7 +307,7 @@ def cohort_demo(
     """Make synthetic T1 brains with known age and atrophy (manifest.csv): to try things, not to study anatomy."""
     from somvq.data.demo import make_demo_cohort
 
-    console = Console(highlight=False)
+    console = plain_console()
     with progress_bar(console) as on_scan:
         make_demo_cohort(
             folder,
@@ -306,7 +330,7 @@ def cohort_prepare(
     """Check and preprocess a cohort now, as the first sweep on it would."""
     from somvq.settings import read_settings
 
-    console = Console(highlight=False)
+    console = plain_console()
     wanted = cohort_settings(voxel_mm, shape, split_seed, skip_bad_scans)
     prepared = prepare(read_settings(cohort=folder), wanted, console)
     console.print(f"prepared in {prepared.folder}")
@@ -345,10 +369,19 @@ def parse_settings(given: list[str]) -> dict[str, Any]:
     return parsed
 
 
-def at_least_one(option: str, value: int | None) -> int:
+def count_trials(asked: int | None, searched: "Sweep") -> int:
+    """How many trials a study of this sweep should have."""
+    combinations = searched.combinations()
+    total = next((number for number in (asked, searched.run_cap, combinations) if number is not None), None)
+    if total is None:
+        raise DefinitionError(f"sweep {searched.name} has no run_cap, so say how many trials: --trials 50")
+    if combinations is not None and total > combinations:
+        raise DefinitionError(f"--trials {total} is more than the {combinations} combinations of this grid")
+    return at_least_one("--trials", total)
+
+
+def at_least_one(option: str, value: int) -> int:
     """`value`, if it is a count."""
-    if value is None:
-        raise DefinitionError(f"the sweep has no run_cap, so say how many trials: {option} 50")
     if value < 1:
         raise DefinitionError(f"{option} {value} is too few: give 1 or more")
     return value
@@ -400,14 +433,17 @@ def prepare(settings: "Settings", wanted: "CohortSettings", console: Console) ->
 
 
 def open_study(
-    settings: "Settings", searched: Any, name: str, seed: int, scans: "CohortSettings", console: Console
+    settings: "Settings", searched: "Sweep", name: str, seed: int, scans: "CohortSettings", console: Console
 ) -> "OpenStudy":
     """The study, begun or found, on its prepared cohort."""
-    from somvq.study.record import StudyRecord, create_or_resume, new_uid, study_folder
+    from somvq.study.record import StudyRecord, create_or_resume, find_study, new_uid, study_folder
+    from somvq.study.space import refuse_another_space
     from somvq.study.status import silence_optuna
 
     silence_optuna()
     folder = study_folder(settings, name)
+    if found := find_study(settings, name):  # what is wrong with the request is said before anything is prepared
+        refuse_another_space(name, found.record.sweep, searched)
     folder.mkdir(parents=True, exist_ok=True)
     prepared = prepare(settings, scans, console)
     record = StudyRecord(

@@ -1,8 +1,10 @@
 """Finding and reading what a user edits: sweeps/ (what to search) and jobs/ (where and how to run it)."""
 
 import difflib
+import math
 from importlib.resources import files
 from importlib.resources.abc import Traversable
+from itertools import islice, product
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -15,6 +17,7 @@ from somvq.errors import DefinitionError
 from somvq.runs import METRICS
 
 SEARCHABLE = [name for name in RunConfig.model_fields if name != "seed"]  # each trial has a seed of its own
+MOST_COMBINATIONS = 1000  # of a sweep's values that are checked together when it is read
 Scalar = bool | int | float | str
 Distribution = Literal["uniform", "log_uniform_values", "int_uniform"]
 Definition = TypeVar("Definition", "Sweep", "JobDefinition")
@@ -107,7 +110,17 @@ class Sweep(Frozen):
                     raise ValueError("method grid needs value or values here, not min and max")
             except ValueError as error:
                 raise PydanticCustomError("parameter", "{message}", {"message": str(error), "at": name}) from None
+        for values in islice(
+            product(*(p.values or p.samples[:1] for p in self.parameters.values())), MOST_COMBINATIONS
+        ):
+            check_together(dict(zip(self.parameters, values, strict=True)))
         return self
+
+    def combinations(self) -> int | None:
+        """How many trials a grid has; none if the method is not grid."""
+        if self.method != "grid":
+            return None
+        return math.prod(len(p.values) for p in self.parameters.values() if p.values is not None)
 
     def fixed(self) -> dict[str, Scalar]:
         """The parameters that have one value."""
@@ -139,18 +152,26 @@ def check_setting(name: str, value: Any) -> None:
             raise ValueError(f"{value!r} is impossible: {plain(own[0])}") from None
 
 
+def check_together(settings: dict[str, Scalar]) -> None:
+    """Refuses settings that are possible one by one, but not together."""
+    try:
+        RunConfig.model_validate(settings)
+    except ValidationError as error:
+        raise ValueError(plain(error.errors()[0], "parameters: ")) from None
+
+
 def did_you_mean(name: str, allowed: Any) -> str:
     """The names that are allowed, the likeliest first."""
     close = difflib.get_close_matches(name, list(allowed), 1)
     return (f"did you mean '{close[0]}'? " if close else "") + f"allowed: {', '.join(allowed)}"
 
 
-def plain(problem: Any) -> str:
+def plain(problem: Any, prefix: str = "") -> str:
     """One of pydantic's complaints, in our words."""
     if problem["type"] == "extra_forbidden":
         return "is not known here"
     if problem["type"] == "missing":
-        return "is missing"
+        return f"{prefix}{problem['loc'][-1]} is missing" if prefix else "is missing"
     if problem["type"] == "model_type":
         return f"give keys and values here, not {problem['input']!r}"
     message: str = problem["msg"].removeprefix("Value error, ")

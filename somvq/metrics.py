@@ -39,7 +39,7 @@ def ssim(scans: Tensor, images: Tensor, window: int = SSIM_WINDOW) -> Tensor:
 
 
 def psnr(scans: Tensor, images: Tensor, peak: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB, one value a scan (B,), for `peak` (B,)."""
+    """Peak signal-to-noise ratio in dB, one value a scan (B,), for `peak` (B,); infinite where nothing differs."""
     error = (scans.float() - images.float()).square().mean((1, 2, 3, 4)).double()
     return 20 * torch.log10(peak.double()) - 10 * torch.log10(error)
 
@@ -62,21 +62,23 @@ def perplexity(hits_K: Tensor) -> float:
 
 def assignment_entropy(s_NK: Tensor) -> float:
     """Entropy of each token's assignment over ln K, the mean over tokens: 0 to 1."""
-    return float(torch.special.entr(s_NK.double()).sum(1).mean() / math.log(s_NK.shape[1]))
+    return float(torch.special.entr(s_NK.detach().double()).sum(1).mean() / math.log(s_NK.shape[1]))
 
 
 def neighbour_correlation(codes_KC: Tensor, grid: Grid, *, centred: bool) -> float:
-    """Mean Pearson r over channels of each pair of neighbouring codes; NaN where codes do not vary.
+    """Mean Pearson r over channels of each pair of neighbouring codes; NaN if any code does not vary over channels.
 
-    `centred` removes the codebook's mean first: a mean that all codes share makes any two codes alike.
+    `centred` removes the codebook's mean first: a mean that all codes share makes any two codes alike. A codebook
+    collapsed to one point then has no r (NaN).
     """
-    codes = codes_KC.double() - (codes_KC.double().mean(0) if centred else 0)
+    codes = codes_KC.detach().double()
+    codes = codes - codes.mean(0) if centred else codes
     codes = codes - codes.mean(1, keepdim=True)
     a, b = codes[grid.edges.T.to(codes.device)]
     return float(((a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))).mean())
 
 
 def topographic_error(distances_NK: Tensor, grid: Grid) -> float:
-    """Share of tokens whose two nearest nodes are not neighbours on the map (Kiviluoto 1996)."""
+    """Share of tokens whose two nearest nodes are not among each other's four neighbours (Kiviluoto 1996)."""
     first, second = distances_NK.topk(2, dim=1, largest=False).indices.T
     return float((grid.adjacency.to(first.device)[first, second] == 0).double().mean())

@@ -26,8 +26,8 @@ class Settings(BaseSettings):
     cohorts: Path = Field(Path("cohorts"), description="where the demo cohort and prepared cohorts are kept")
     storage: str | None = Field(None, description="where Optuna keeps trials; none: study.db in the study's folder")
     wandb: WandbMode = Field("auto", description="auto: online where there is a key, else offline")
-    wandb_project: str = "somvq"
-    wandb_entity: str | None = None
+    wandb_project: str = Field("somvq", description="W&B project of new studies")
+    wandb_entity: str | None = Field(None, description="W&B user or team of new studies; none: your own")
 
     @classmethod
     def settings_customise_sources(
@@ -50,6 +50,8 @@ def read_settings(**given: Any) -> Settings:
         raise DefinitionError(f"{FILE} is not YAML: {' '.join(str(error).split())}") from error
     except ValidationError as error:
         raise DefinitionError("\n".join(complaint(problem, spoken) for problem in error.errors())) from error
+    except (TypeError, ValueError) as error:  # what pydantic-settings makes of a file that is no mapping
+        raise DefinitionError(f"{FILE} is not a list of settings, as in 'runs: /data/runs'") from error
 
 
 def complaint(problem: Any, spoken: dict[str, Any]) -> str:
@@ -72,4 +74,4 @@ def origin(name: str, spoken: dict[str, Any]) -> str:
 
 def mask(value: Any) -> str:
     """`value` as text, with the password of a URL hidden."""
-    return re.sub(r"(://[^:/@\s]*:)[^@\s]+@", r"\1***@", str(value))
+    return re.sub(r"(://[^:/@\s]*:)\S+@", r"\1***@", str(value))

@@ -228,7 +228,8 @@ class Training:
         if not isinstance(self.model, PSOMVAE):
             return validation
         quantised, nodes = self.model.quantise(output.z.float())
-        image_q = self.model.decoder(quantised)
+        with self.autocast():
+            image_q = self.model.decoder(quantised).float()
         row["val/ssim_q"] = float(metrics.ssim(scans, image_q).mean())
         return validation._replace(image_q=image_q[0, 0], tokens=flatten(output.z).float(), nodes=nodes.flatten())
 

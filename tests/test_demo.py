@@ -8,7 +8,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from somvq.data.demo import Factors, Grid, load_template, make_demo_cohort, make_subject
+from somvq.data.demo import make_demo_cohort
+from somvq.data.synthetic import Factors, Grid, load_template, make_subject
 from somvq.errors import DataError
 
 COARSE = 4.24  # mm

@@ -31,14 +31,18 @@ class Grid:
 
     @cached_property
     def adjacency(self) -> Tensor:
-        """Which nodes are one step apart, (K, K) of 0 and 1, symmetric, no node its own neighbour."""
+        """Which nodes are one step apart, (K, K) of 0 and 1, symmetric, no node its own neighbour.
+
+        Up to four neighbours a node; on a torus two nodes wide, left and right are one neighbour, counted once.
+        """
         return (self.distances == 1).float()
 
     @cached_property
     def edges(self) -> Tensor:
-        """Each pair of neighbours once, (pairs, 2)."""
+        """Each pair of neighbours once, the lower node first, (pairs, 2)."""
         return torch.nonzero(torch.triu(self.adjacency))
 
     def _steps(self, place: Tensor, length: int) -> Tensor:
+        """Steps between `place` (K,) of each node along an axis of `length`, (K, K); on a torus, the shorter way."""
         apart = (place[:, None] - place[None, :]).abs()
         return torch.minimum(apart, length - apart) if self.topology == "toroidal" else apart

@@ -1,6 +1,8 @@
 """The probabilistic self-organising map of T-DPSOM (Manduchi et al. 2021), codebook of the PSOM-VAE."""
 
 # Shapes: N tokens, C channels of a token, K nodes.
+# All of it keeps float32, under autocast too: the distance is a small difference of large squares, and in bfloat16's
+# 8 bits one token in six was nearest to another code (tokens of mean 3 and spread 1, 256 codes).
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +13,14 @@ from somvq.codebooks.grid import Grid
 
 def squared_distances(tokens_NC: Tensor, codes_KC: Tensor) -> Tensor:
     """Squared Euclidean distance of every token to every code, (N, K)."""
-    cross = tokens_NC @ codes_KC.T
+    with full_precision(tokens_NC):
+        cross = tokens_NC @ codes_KC.T
     return (tokens_NC.square().sum(1, keepdim=True) + codes_KC.square().sum(1) - 2 * cross).clamp_min(0)
+
+
+def full_precision(tensor: Tensor) -> torch.autocast:
+    """Where `tensor` is, products keep the precision of their factors, whatever surrounds them."""
+    return torch.autocast(tensor.device.type, enabled=False)
 
 
 class PSOM(nn.Module):
@@ -49,14 +57,16 @@ class PSOM(nn.Module):
         return squared_distances(tokens_NC, self.codes).argmin(1)
 
     def losses(self, tokens_NC: Tensor, target_NK: Tensor) -> dict[str, Tensor]:
-        """The codebook's two terms of paper eq. 5, each a mean over tokens."""
+        """The codebook's two terms of paper eq. 5, each a mean over tokens, in nats."""
         log_s_NK = self.log_assign(tokens_NC, self.codes)
         return {"hardening": hardening(target_NK, log_s_NK), "neighbours": self.neighbour_term(tokens_NC, log_s_NK)}
 
     def neighbour_term(self, tokens_NC: Tensor, log_s_NK: Tensor) -> Tensor:
         """-mean_i sum_j sg(s_ij) sum_{e in N(j)} log s_ie, sg(z) in log s_ie: it moves only the codes (T-DPSOM)."""
         log_s_of_codes_NK = self.log_assign(tokens_NC.detach(), self.codes)
-        return -(log_s_NK.detach().exp() * (log_s_of_codes_NK @ self.adjacency)).sum(1).mean()
+        with full_precision(tokens_NC):
+            log_s_of_neighbours_NK = log_s_of_codes_NK @ self.adjacency
+        return -(log_s_NK.detach().exp() * log_s_of_neighbours_NK).sum(1).mean()
 
 
 def sharpen(s_NK: Tensor, frequency_K: Tensor) -> Tensor:
@@ -66,5 +76,5 @@ def sharpen(s_NK: Tensor, frequency_K: Tensor) -> Tensor:
 
 
 def hardening(target_NK: Tensor, log_s_NK: Tensor) -> Tensor:
-    """Cluster hardening: KL(t || s), the mean over tokens; its gradient reaches encoder and codes (T-DPSOM)."""
-    return F.kl_div(log_s_NK, target_NK, reduction="batchmean")
+    """Cluster hardening: KL(t || s), the mean over tokens; its gradient reaches encoder and codes, not t (T-DPSOM)."""
+    return F.kl_div(log_s_NK, target_NK.detach(), reduction="batchmean")

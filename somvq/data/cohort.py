@@ -7,12 +7,12 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from somvq.config import CohortSettings
 from somvq.errors import DataError
 
-FORMAT = 1  # of index.json and volumes.npy; a cache of another format is made again
+FORMAT = 1  # raise it when the same scans no longer give the same files: older caches are then made again
 Split = Literal["train", "val", "test"]
 SHARES: dict[Split, float] = {"val": 23 / 179, "test": 28 / 179}  # the paper's 128 / 23 / 28
 
@@ -57,10 +57,11 @@ class Cohort:
         self.folder = folder
         try:
             self.index = CohortIndex.model_validate_json((folder / "index.json").read_text())
-            self.volumes = np.load(folder / "volumes.npy", mmap_mode="r")
-        except (OSError, ValueError, ValidationError) as error:
+            self.volumes = np.lib.format.open_memmap(folder / "volumes.npy", mode="r")
+        except (OSError, ValueError) as error:  # pydantic's ValidationError is a ValueError
             raise DataError(f"{folder} is no prepared cohort; delete it and it is made again") from error
-        if self.index.format != FORMAT or self.volumes.shape != (len(self.index.scans), *self.index.shape):
+        shape = (len(self.index.scans), *self.index.shape)
+        if self.index.format != FORMAT or self.volumes.shape != shape or self.volumes.dtype != np.float16:
             raise DataError(f"{folder} was prepared by another version of somvq; delete it and it is made again")
 
     @property
@@ -93,7 +94,8 @@ def split_subjects(subjects: Sequence[str], seed: int) -> dict[str, Split]:
     names = sorted(set(subjects))
     if len(names) < 3:
         found = ", ".join(names) or "none"
-        raise DataError(f"{len(names)} subjects ({found}) cannot be split into train, val and test; give at least 3")
+        subjects_found = f"{len(names)} subject{'' if len(names) == 1 else 's'} ({found})"
+        raise DataError(f"{subjects_found} cannot be split into train, val and test; give scans of at least 3")
     order = list(np.random.default_rng(seed).permutation(len(names)))
     assigned: dict[str, Split] = {}
     for split, share in SHARES.items():

@@ -4,7 +4,6 @@ Shapes: N tokens or points, C channels, K codes, one for each node of a map of h
 """
 
 import numpy as np
-import openTSNE
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
@@ -28,6 +27,8 @@ def embed(points: ArrayLike, seed: int) -> NDArray[np.float64]:
         raise ValueError(f"t-SNE needs at least 4 points, not {len(places)}")
     if (places == places[0]).all():
         return np.zeros((len(places), 2))  # t-SNE would draw islands where there is nothing
+    import openTSNE  # here: it loads scikit-learn, a second that runs without t-SNE need not wait
+
     method = openTSNE.TSNE(
         perplexity=_perplexity(len(places)),
         theta=0.8,  # as many neighbours kept as at the usual 0.5, in 0.7 of the time

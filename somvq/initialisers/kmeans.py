@@ -3,7 +3,6 @@
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
-from sklearn.cluster import KMeans
 
 from somvq.codebooks.psom import squared_distances
 from somvq.initialisers import autoencoder
@@ -22,6 +21,8 @@ def initialise(model: Model, start: Start) -> None:
     assert isinstance(model, PSOMVAE)
     autoencoder.initialise(model, start)
     tokens = sample(start.tokens(model.encoder), model.codebook.grid.nodes, start.seed)
+    from sklearn.cluster import KMeans  # here: it takes a second to load, which most runs need not wait
+
     clusters = KMeans(model.codebook.grid.nodes, n_init=1, random_state=start.seed).fit(tokens.numpy())
     centres = torch.from_numpy(np.asarray(clusters.cluster_centers_, np.float32))
     sheet = batch_som(tokens, model.codebook.grid, start.seed)

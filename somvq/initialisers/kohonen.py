@@ -14,6 +14,7 @@ from somvq.models.psomvae import PSOMVAE
 MOST_TOKENS = 50_000  # enough for any map here, and seconds on a CPU
 STEPS = 60
 FIRST_WIDTH, LAST_WIDTH = 3 / 8, 0.5  # of the neighbourhood: a share of the map's longer side; steps on the map
+FAINTEST = 1e-30  # the least neighbourhood weight, in tokens, that float32 still divides by exactly
 
 
 def initialise(model: Model, start: Start) -> None:
@@ -42,7 +43,7 @@ def batch_som(tokens: Tensor, grid: Grid, seed: int, steps: int = STEPS) -> Tens
     """Codes (K, C): each the mean of `tokens` (N, C) under a Gaussian neighbourhood on the map that shrinks.
 
     The neighbourhood is in steps on the map, unlike the paper's code, which measured it between codes and so never
-    ordered them.
+    ordered them. A node whose neighbourhood no token reaches any more stays where it was, among the tokens.
     """
     order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(seed))
     codes = tokens[order[: grid.nodes]].clone()
@@ -53,5 +54,6 @@ def batch_som(tokens: Tensor, grid: Grid, seed: int, steps: int = STEPS) -> Tens
         nearest = squared_distances(tokens, codes).argmin(1)
         hits = torch.bincount(nearest, minlength=grid.nodes).float()
         sums = torch.zeros_like(codes).index_add_(0, nearest, tokens)
-        codes = (neighbourhood @ sums) / (neighbourhood @ hits).clamp_min(1e-6)[:, None]
+        weight = (neighbourhood @ hits)[:, None]
+        codes = torch.where(weight > FAINTEST, (neighbourhood @ sums) / weight, codes)
     return codes

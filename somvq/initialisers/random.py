@@ -5,4 +5,4 @@ from somvq.models import Model
 
 
 def initialise(model: Model, start: Start) -> None:
-    """Leaves `model` as it was built."""
+    """Leaves `model` as it was built: it needs no auto-encoder and no tokens."""

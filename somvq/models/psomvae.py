@@ -18,8 +18,8 @@ class PSOMVAE(nn.Module):
     Args:
         grid: the map.
         alpha: degrees of freedom of the assignment.
-        beta: weight of the neighbour term; T-DPSOM's 0.25 beside a sum over 32 channels is 0.25 / 32 here.
-        gamma: weight of the cluster hardening; T-DPSOM's 20 is 20 / 32 here.
+        beta: weight of the neighbour term, nats a token; DPSOM's 0.25, over the 32 channels, is RunConfig's default.
+        gamma: weight of the cluster hardening, nats a token; DPSOM's 20, over the 32 channels, is RunConfig's default.
     """
 
     frequency: Tensor
@@ -31,11 +31,11 @@ class PSOMVAE(nn.Module):
         self.codebook = PSOM(grid, CHANNELS, alpha)
         self.weights = {"reconstruction": 1.0, "hardening": gamma, "neighbours": beta}
         self.register_buffer("frequency", torch.ones(grid.nodes))  # f_j over the training set, once an epoch
-        self.targets: Tensor | None = None  # t_ij of the training set, (scans, tokens of a scan, K)
+        self.targets: Tensor | None = None  # t_ij, (training scans, tokens a scan, K); made again every epoch, not kept
 
     @torch.no_grad()
     def start_epoch(self, batches: Iterable[Tensor]) -> None:
-        """Fixes the target distribution for an epoch, from the whole training set in order (T-DPSOM)."""
+        """Fixes the target distribution for an epoch, from the whole training set in order, in eval mode (T-DPSOM)."""
         training = self.training
         self.eval()
         s = torch.cat([self.assign(self.encoder(scans)) for scans in batches])
@@ -48,12 +48,15 @@ class PSOMVAE(nn.Module):
         return self.codebook.assign(flatten(z).float()).view(len(z), -1, self.codebook.grid.nodes)
 
     def forward(self, scans: Tensor, rows: Tensor | None = None) -> Output:
-        """One pass; `rows` are the scans' places in the training set, none when validating."""
+        """One pass; `rows` are the scans' places in the training set, none when validating.
+
+        A validation scan's target is its own, with the training set's f_j: constant for backpropagation all the same.
+        """
         z = self.encoder(scans)
         reconstruction = self.decoder(z)
         tokens = flatten(z).float()
         if rows is None or self.targets is None:
-            target = sharpen(self.codebook.assign(tokens).detach(), self.frequency)
+            target = sharpen(self.codebook.assign(tokens), self.frequency)
         else:
             target = self.targets[rows].flatten(0, 1)
         losses = self.codebook.losses(tokens, target)

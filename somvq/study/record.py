@@ -8,10 +8,12 @@ from typing import Any
 
 import optuna
 from optuna.study import Study
+from pydantic import ValidationError
 
 from somvq.config import Frozen, RunConfig, derive_seed
 from somvq.definitions import Sweep
 from somvq.errors import StudyError
+from somvq.files import locked
 from somvq.runs import Run, RunRecord
 from somvq.settings import Settings
 from somvq.study.pruners import build_pruner
@@ -66,7 +68,12 @@ class OpenStudy:
 
     def __init__(self, study: Study):
         self.study = study
-        self.record = StudyRecord.model_validate(study.user_attrs[ATTRIBUTE])
+        try:
+            self.record = StudyRecord.model_validate(study.user_attrs[ATTRIBUTE])
+        except ValidationError as error:
+            raise StudyError(
+                f"study '{study.study_name}' was begun by another version of somvq; finish it with that one"
+            ) from error
 
     @property
     def target(self) -> int:
@@ -134,22 +141,24 @@ def create_or_resume(settings: Settings, record: StudyRecord) -> tuple[OpenStudy
     Raises:
         StudyError: a study of that name searches another space or trains on another cohort.
     """
-    found = find_study(settings, record.name)
-    if found:
-        refuse_another_space(record.name, found.record.sweep, record.sweep)
-        refuse_another_cohort(found.record, record)
-        return found, True
-    direction = record.sweep.metric.goal
+    with locked(record.folder / ".create.lock"):  # two commands that begin it at once begin one
+        found = find_study(settings, record.name)
+        if found is None:
+            return begin_study(settings, record), False
+    refuse_another_space(record.name, found.record.sweep, record.sweep)
+    refuse_another_cohort(found.record, record)
+    return found, True
+
+
+def begin_study(settings: Settings, record: StudyRecord) -> OpenStudy:
+    """A new study, or one whose maker was killed before it said what it is."""
     storage = open_storage(storage_url(settings.storage, record.folder))
     study = optuna.create_study(
-        study_name=record.name,
-        storage=storage,
-        direction=direction,
-        load_if_exists=True,
-        pruner=build_pruner(record.sweep),
+        study_name=record.name, storage=storage, direction=record.sweep.metric.goal, load_if_exists=True
     )
+    study.pruner = build_pruner(record.sweep)
     study.set_user_attr(ATTRIBUTE, record.model_dump(mode="json"))
-    return OpenStudy(study), False
+    return OpenStudy(study)
 
 
 def refuse_another_cohort(had: StudyRecord, has: StudyRecord) -> None:

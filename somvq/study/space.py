@@ -47,7 +47,8 @@ def override(sweep: Sweep, settings: Mapping[str, Any]) -> Sweep:
         return Sweep.model_validate({**sweep.model_dump(), "parameters": parameters})
     except ValidationError as error:
         problem: Any = error.errors()[0]
-        raise DefinitionError(f"--set {problem.get('ctx', {}).get('at', '')}: {plain(problem)}") from error
+        name = problem.get("ctx", {}).get("at", "")
+        raise DefinitionError(f"--set{' ' + name if name else ''}: {plain(problem)}") from error
 
 
 def refuse_another_space(study: str, had: Sweep, has: Sweep) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
@@ -14,14 +15,13 @@ from somvq.runs import Row, Run, describe
 from somvq.study.claim import is_alive
 from somvq.study.record import OpenStudy
 
-COLUMNS = {  # of the leaderboard: a ledger's key, its heading
-    "val/ssim": "SSIM x'_e",
-    "val/ssim_q": "SSIM x'_q",
-    "val/psnr": "PSNR dB",
-    "codebook/used": "codes used",
-    "codebook/perplexity": "perplexity",
-    "codebook/entropy": "entropy s",
-    "map/topographic_error": "topo. error",
+COLUMNS = {  # of the leaderboard: a ledger's key, its heading and format
+    "val/ssim": ("SSIM\nx'_e", ".3f"),
+    "val/ssim_q": ("SSIM\nx'_q", ".3f"),
+    "val/psnr": ("PSNR\ndB", ".1f"),
+    "codebook/used": ("codes\nused", ".0f"),
+    "codebook/perplexity": ("perpl-\nexity", ".0f"),
+    "map/topographic_error": ("topo.\nerror", ".2f"),
 }
 LABELS = {
     TrialState.COMPLETE: "done",
@@ -169,30 +169,26 @@ def describe_params(params: dict[str, Any]) -> str:
 
 def leaderboard(status: Status) -> Table:
     """Finished trials, best first, beside the mean image and the auto-encoder that they started from."""
-    table = Table(title=f"{status.study}: {status.goal} {status.metric}", title_justify="left", title_style="bold")
-    table.add_column("#", justify="right")
-    table.add_column("trial", justify="right")
-    for heading in COLUMNS.values():
-        table.add_column(heading, justify="right")
-    searched = list(dict.fromkeys(name for trial in status.trials for name in trial.params))
-    for name in searched:
-        table.add_column(name, style="cyan")
-    for rank, trial in enumerate(status.ranked(), 1):
-        values = [describe(trial.params.get(name, "")) for name in searched]
-        table.add_row(str(rank), str(trial.number), *cells(trial.row), *values, style="bold green" if rank == 1 else "")
+    title = f"{status.study}: {status.goal} {status.metric} on the validation set"
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    for heading in ("trial", *(heading for heading, _ in COLUMNS.values())):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("settings", style="cyan")
+    for rank, trial in enumerate(status.ranked()):
+        style = "" if rank else "bold green"
+        table.add_row(str(trial.number), *cells(trial.row), describe_params(trial.params), style=style)
     table.add_section()
     for stage in status.stages.values():
-        table.add_row("", "AE", *cells(stage.row), f"{stage.epochs} epochs", style="dim")
+        if stage.state == "complete":
+            table.add_row("AE", *cells(stage.row), f"auto-encoder alone, {stage.epochs} epochs", style="dim")
     if status.baseline:
-        table.add_row("", "mean", *cells(status.baseline), "mean image", style="dim")
+        table.add_row("mean", *cells(status.baseline), "mean of the training set", style="dim")
     return table
 
 
 def cells(row: Row) -> list[str]:
-    """The leaderboard's columns of one row; counts whole, the rest with three decimals."""
-    return [
-        "" if key not in row else f"{row[key]:.0f}" if key == "codebook/used" else f"{row[key]:.3f}" for key in COLUMNS
-    ]
+    """The leaderboard's columns of one row."""
+    return [format(row[key], style) if key in row else "" for key, (_, style) in COLUMNS.items()]
 
 
 def silence_optuna() -> None:

@@ -9,6 +9,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import SQLAlchemyError
 
 from somvq.errors import StudyError
+from somvq.files import locked
 from somvq.settings import mask
 
 WAIT_S = 60  # for another process's transaction
@@ -31,8 +32,9 @@ def open_storage(url: str) -> BaseStorage:
     if not url.startswith("sqlite:///"):
         raise StudyError(f"storage {mask(url)} is not known; give sqlite:///PATH, on a disk of this machine")
     try:
-        Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-        storage = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": WAIT_S}})
+        file = Path(url.removeprefix("sqlite:///"))
+        with locked(file.with_name(f".{file.name}.lock")):  # two that make its tables at once would break them
+            storage = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": WAIT_S}})
     except (SQLAlchemyError, OSError) as error:
         raise StudyError(f"storage {mask(url)} cannot be opened: {reason(error)}") from error
     harden_sqlite(storage.engine)

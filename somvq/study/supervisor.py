@@ -19,7 +19,7 @@ POLL_S = 0.2
 SHOW_S = 2.0  # between two looks at the study
 QUIET_SHOW_S = 30.0  # between two lines about a trial under way, where there is no terminal
 RESTARTS = 5  # of workers that die without any trial getting further
-PATIENCE_S = 40.0  # for workers that were asked to stop; theirs for an attempt is shorter
+PATIENCE_S = 60.0  # for workers that were asked to stop; their own for an attempt and W&B is shorter
 
 
 class Supervisor:

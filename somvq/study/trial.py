@@ -66,12 +66,12 @@ class Conductor:
         """The trial's run, told what it needs; the auto-encoder that it starts from is trained first."""
         record, trial = self.opened.record, self.claim.trial
         config = record.run_config(trial.number, trial.params)
-        stage = None
-        if config.needs_autoencoder:
-            stage = stage_run(record, config)
-            ensure_stage(stage, self.train_stage, self.keep_hold)
+        stage = stage_run(record, config) if config.needs_autoencoder else None
         told = record.run_record(config, label=f"t{trial.number:04d}", stage=stage.folder if stage else None)
-        return Run.create(self.claim.run.folder, told)
+        run = Run.create(self.claim.run.folder, told)
+        if stage:
+            ensure_stage(stage, self.train_stage, self.keep_hold)
+        return run
 
     def train_stage(self, stage: Run) -> None:
         """Trains the shared auto-encoder; a trial cannot begin without it."""

@@ -1,0 +1,30 @@
+"""A cohort small enough for every test: synthetic brains at 4.24 mm, 48 voxels a side, 27 tokens."""
+
+import os
+
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # read when torch loads, also by children
+
+from pathlib import Path
+
+import pytest
+
+from somvq.config import CohortSettings
+from somvq.data.cache import prepare_cohort
+from somvq.data.cohort import Cohort
+from somvq.data.demo import make_demo_cohort
+
+
+@pytest.fixture(scope="session")
+def tiny_scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 8 scans."""
+    folder = tmp_path_factory.mktemp("scans") / "tiny"
+    make_demo_cohort(folder, subjects=8, voxel_mm=4.24)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_cohort(tiny_scans: Path, tmp_path_factory: pytest.TempPathFactory) -> Cohort:
+    """The 8 scans prepared: 6 train, 1 val, 1 test."""
+    return prepare_cohort(tiny_scans, CohortSettings(), tmp_path_factory.mktemp("prepared"))

@@ -1,0 +1,127 @@
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from somvq.config import RunConfig
+from somvq.data.cohort import Cohort
+from somvq.definitions import SEARCHABLE, Sweep, find_definition, folder_of, read_job, read_sweep
+from somvq.errors import DefinitionError
+from somvq.executors import EXECUTORS
+from somvq.initialisers import INITIALISERS
+from somvq.models import MODELS
+from somvq.study.samplers import SAMPLERS
+
+ROOT = Path(__file__).parents[1]
+PSOM = (ROOT / "sweeps" / "psom.yaml").read_text()
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "sweeps").glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_shipped_sweep_is_valid_and_named_after_its_file(file: Path) -> None:
+    sweep = read_sweep(file)
+    assert sweep.name == file.stem
+    assert set(sweep.parameters) <= set(SEARCHABLE)
+    assert sweep.run_cap
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "jobs").glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_shipped_job_names_an_executor(file: Path) -> None:
+    assert read_job(file).executor in EXECUTORS
+
+
+def test_what_settings_may_name_is_what_there_is() -> None:
+    fields = RunConfig.model_fields
+    assert set(get_args(fields["model"].annotation)) == set(MODELS)
+    assert set(get_args(fields["init"].annotation)) == set(INITIALISERS)
+    assert set(get_args(Sweep.model_fields["method"].annotation)) == set(SAMPLERS)
+
+
+def test_the_readme_of_sweeps_explains_every_key() -> None:
+    text = (ROOT / "sweeps" / "README.md").read_text()
+    for key in [*Sweep.model_fields, *SEARCHABLE]:
+        assert f"`{key}`" in text, key
+
+
+def test_a_path_wins_over_the_working_folder_and_that_over_what_is_shipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert str(find_definition("sweeps", "psom")).endswith("sweeps/psom.yaml")
+    assert find_definition("sweeps", "psom") == folder_of("sweeps") / "psom.yaml"
+    (tmp_path / "sweeps").mkdir()
+    (tmp_path / "sweeps" / "psom.yaml").write_text(PSOM)
+    assert find_definition("sweeps", "psom") == Path("sweeps/psom.yaml")
+    (tmp_path / "mine.yml").write_text(PSOM)
+    assert find_definition("sweeps", "mine.yml") == Path("mine.yml")
+
+
+def test_an_unknown_sweep_is_answered_with_those_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sweeps").mkdir()
+    (tmp_path / "sweeps" / "mine.yaml").write_text(PSOM)
+    with pytest.raises(DefinitionError, match=r"no sweep is called 'pson'; there are mine, psom, or give the path"):
+        find_definition("sweeps", "pson")
+
+
+WRONG = {  # what is changed in psom.yaml, to what, and what its user is told
+    "unknown setting": ("  gamma:", "  gama:", r"line 13: parameters.gama: .* did you mean 'gamma'\?"),
+    "unknown top key": ("method:", "methud:", r"line 3: methud: is not known here; did you mean 'method'\?"),
+    "unknown key of a parameter": ("max: 30.0", "maxx: 30.0", r"alpha.maxx: is not known here; did you mean 'max'\?"),
+    "impossible value": ("[ae-som,", "[ae-sum,", r"parameters.init: 'ae-sum' is impossible: .*'ae-kmeans' or 'ae-som'"),
+    "impossible bound": ("min: 1.0,", "min: -1.0,", r"parameters.alpha: -1.0 is impossible: .*greater than 0"),
+    "impossible in between": ("{value: 40}", "{min: 1.0, max: 9.0}", r"epochs: 4.3\d* is impossible: .*valid integer"),
+    "impossible map": ("16x16", "16by16", r"parameters.grid: '16by16' is impossible: .*HEIGHTxWIDTH"),
+    "bounds the wrong way": ("max: 30.0", "max: 0.5", r"parameters.alpha: min 1.0 is not below max 0.5"),
+    "a bound missing": (
+        ", max: 30.0",
+        "",
+        r"parameters.alpha: give value: X, or values: \[X, Y\], or min: X and max: Y",
+    ),
+    "a logarithm of zero": ("min: 1.0e-3", "min: 0.0", r"beta: log_uniform_values needs a min above 0, not 0.0"),
+    "a distribution without": ("uniform_values", "unifrm", r"'uniform', 'log_uniform_values' or 'int_uniform'"),
+    "a value twice": ("[toroidal,", "[rectangular,", r"values \['rectangular', 'rectangular'\] name one twice"),
+    "no metric like that": (
+        "val/ssim",
+        "val/sim",
+        r"metric.name: 'val/sim' is not measured; did you mean 'val/ssim'\?",
+    ),
+    "no method like that": ("bayes", "baies", r"line 3: method: input should be 'bayes', 'random' or 'grid'"),
+    "a grid over ranges": ("bayes", "grid", r"alpha: method grid needs value or values here, not min and max"),
+    "a bare value": ("{value: 40}", "40", r"parameters.epochs: give keys and values here, not 40"),
+    "a seed": ("epochs: {value: 40}", "seed: {value: 4}", r"parameters.seed: is not a setting that can be searched"),
+    "not YAML": ("method: bayes", "method: [bayes", r"not YAML"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_wrong_sweep_file_is_refused_with_file_line_key_and_what_is_allowed(what: str, tmp_path: Path) -> None:
+    before, after, told = WRONG[what]
+    assert before in PSOM
+    file = tmp_path / "psom.yaml"
+    file.write_text(PSOM.replace(before, after))
+    with pytest.raises(DefinitionError, match=told) as refusal:
+        read_sweep(file)
+    for line in str(refusal.value).splitlines():
+        assert line.startswith(f"{file}: line ")
+
+
+def test_all_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "psom.yaml"
+    file.write_text(PSOM.replace("bayes", "baies").replace("val/ssim", "val/sim"))
+    with pytest.raises(DefinitionError) as refusal:
+        read_sweep(file)
+    assert len(str(refusal.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize("text", ["", "- 1\n- 2\n", "just words"])
+def test_a_file_that_is_no_sweep_at_all_is_refused(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "odd.yaml"
+    file.write_text(text)
+    with pytest.raises(DefinitionError, match=r"odd\.yaml: line 1: "):
+        read_sweep(file)
+
+
+def test_the_demo_cohort_fits_the_shipped_sweeps(tiny_cohort: Cohort) -> None:
+    fixed = read_sweep(ROOT / "sweeps" / "psom.yaml").fixed()
+    RunConfig.model_validate({**fixed, "init": "ae-som"})
+    assert all(side % 16 == 0 for side in tiny_cohort.index.shape)

@@ -1,0 +1,408 @@
+import json
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from somvq.config import RunConfig
+from somvq.data.cohort import Cohort
+from somvq.definitions import Parameter, Sweep
+from somvq.errors import DefinitionError, StudyError
+from somvq.settings import Settings
+from somvq.study import trial as trial_module
+from somvq.study.claim import Claim, claim_trial, is_alive
+from somvq.study.record import OpenStudy, StudyRecord, create_or_resume, load_study
+from somvq.study.samplers import build_sampler
+from somvq.study.space import describe_space, distributions, override
+from somvq.study.status import read_status
+from somvq.study.storage import open_storage
+from somvq.study.trial import Conductor
+from somvq.tracking import Tracker
+
+SPACE = {
+    "model": {"value": "psom"},
+    "init": {"value": "random"},
+    "grid": {"value": "4x4"},
+    "epochs": {"value": 3},
+    "gamma": {"min": 0.1, "max": 1.0},
+    "topology": {"values": ["toroidal", "rectangular"]},
+}
+
+
+def make_sweep(**changes: object) -> Sweep:
+    told = {"metric": {"name": "val/ssim", "goal": "maximize"}, "parameters": SPACE, "name": "test", **changes}
+    return Sweep.model_validate(told)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(runs=tmp_path / "runs", cohorts=tmp_path / "cohorts", wandb="disabled")
+
+
+def begin(settings: Settings, cohort: Cohort, sweep: Sweep, *, trials: int, name: str = "test") -> OpenStudy:
+    record = StudyRecord(
+        name=name,
+        uid="abcdef",
+        seed=0,
+        sweep=sweep,
+        folder=settings.runs.resolve() / name,
+        cohort=cohort.folder,
+        cohort_fingerprint=cohort.fingerprint,
+        cohort_summary=cohort.summary(),
+        wandb_project="test",
+    )
+    opened, _ = create_or_resume(settings, record)
+    opened.target = trials
+    return opened
+
+
+# Storage
+
+
+def pop_queued(url: str, results: "multiprocessing.Queue[list[float]]") -> None:
+    """Takes queued trials from a study without our claim lock, as bare Optuna would."""
+    study = optuna.load_study(study_name="queue", storage=open_storage(url), sampler=optuna.samplers.RandomSampler())
+    mine = []
+    while True:
+        trial = study.ask({"x": optuna.distributions.FloatDistribution(0, 1000)})
+        if "fixed_params" not in trial.storage.get_trial(trial._trial_id).system_attrs:
+            break
+        mine.append(trial.params["x"])
+        study.tell(trial, 0.0)
+    results.put(mine)
+
+
+def test_queued_trials_are_taken_once_each_by_four_processes(tmp_path: Path) -> None:
+    """Optuna's own SQLite storage hands some of them out twice."""
+    url = f"sqlite:///{tmp_path / 'queue.db'}"
+    study = optuna.create_study(study_name="queue", storage=open_storage(url))
+    for number in range(24):
+        study.enqueue_trial({"x": float(number)})
+    context = multiprocessing.get_context("spawn")
+    results: multiprocessing.Queue[list[float]] = context.Queue()
+    workers = [context.Process(target=pop_queued, args=(url, results)) for _ in range(4)]
+    for process in workers:
+        process.start()
+    taken = [value for _ in workers for value in results.get(timeout=60)]
+    for process in workers:
+        process.join()
+    assert sorted(taken) == [float(number) for number in range(24)]
+
+
+def test_sqlite_is_opened_with_a_write_ahead_log(tmp_path: Path) -> None:
+    storage = open_storage(f"sqlite:///{tmp_path / 'study.db'}")
+    with storage._backend.engine.connect() as connection:  # type: ignore[attr-defined]
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+
+
+def test_a_storage_of_an_unknown_kind_is_refused_without_its_password() -> None:
+    with pytest.raises(StudyError, match=r"storage mongodb://me:\*\*\*@host/db is not known; give sqlite:///PATH"):
+        open_storage("mongodb://me:secret@host/db")
+
+
+def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "study.db"
+    path.write_text("not a database, and long enough to look like one " * 100)
+    with pytest.raises(StudyError, match=r"study\.db cannot be opened: file is not a database"):
+        open_storage(f"sqlite:///{path}")
+
+
+# Space
+
+
+def test_parameters_become_optunas_distributions() -> None:
+    parameters = {
+        "gamma": {"min": 0.1, "max": 1.0, "distribution": "log_uniform_values"},
+        "alpha": {"min": 1, "max": 9, "distribution": "uniform"},
+        "epochs": {"min": 2, "max": 9},
+        "init": {"values": ["ae", "random"]},
+        "model": {"value": "psom"},
+    }
+    assert distributions(make_sweep(parameters=parameters)) == {
+        "gamma": optuna.distributions.FloatDistribution(0.1, 1.0, log=True),
+        "alpha": optuna.distributions.FloatDistribution(1, 9),
+        "epochs": optuna.distributions.IntDistribution(2, 9),
+        "init": optuna.distributions.CategoricalDistribution(("ae", "random")),
+    }
+
+
+def test_set_fixes_a_parameter_and_refuses_what_cannot_be() -> None:
+    assert override(make_sweep(), {"gamma": 0.5}).parameters["gamma"] == Parameter(value=0.5)
+    with pytest.raises(DefinitionError, match=r"--set gama: is not a setting .* did you mean 'gamma'\?"):
+        override(make_sweep(), {"gama": 0.5})
+    with pytest.raises(DefinitionError, match=r"--set epochs: 0 is impossible: input should be greater than or equal"):
+        override(make_sweep(), {"epochs": 0})
+
+
+def test_a_study_refuses_another_space_and_says_what_differs(settings: Settings, tiny_cohort: Cohort) -> None:
+    begin(settings, tiny_cohort, make_sweep(), trials=1)
+    wider = {**SPACE, "gamma": {"min": 0.1, "max": 9.0}, "alpha": {"value": 3.0}}
+    expected = r"searches another space: gamma was 0.1 to 1.0, is 0.1 to 9.0; alpha was absent, is 3.0. .*--study NAME"
+    with pytest.raises(StudyError, match=expected):
+        begin(settings, tiny_cohort, make_sweep(parameters=wider), trials=1)
+
+
+def test_a_study_refuses_another_cohort(settings: Settings, tiny_cohort: Cohort) -> None:
+    opened = begin(settings, tiny_cohort, make_sweep(), trials=1)
+    other = opened.record.model_copy(update={"cohort_fingerprint": "another"})
+    with pytest.raises(StudyError, match=r"study 'test' is on another cohort: .* --study NAME"):
+        create_or_resume(settings, other)
+
+
+def test_an_unknown_study_is_answered_with_those_there_are(settings: Settings, tiny_cohort: Cohort) -> None:
+    begin(settings, tiny_cohort, make_sweep(), trials=1)
+    with pytest.raises(StudyError, match=r"no study 'tset' in .* \(there: test\)"):
+        load_study(settings, "tset")
+
+
+@pytest.mark.parametrize("name", ["../up", "", "a/b", "-x", "x" * 65])
+def test_a_name_that_is_no_folder_is_refused(name: str, settings: Settings) -> None:
+    with pytest.raises(StudyError, match="must be 1 to 64 letters"):
+        load_study(settings, name)
+
+
+@pytest.mark.parametrize("method", ["bayes", "random"])
+def test_suggestions_are_decided_by_the_seed(method: str) -> None:
+    sweep = make_sweep(method=method)
+    asked = [optuna.create_study(sampler=build_sampler(sweep, 3)).ask(distributions(sweep)).params for _ in range(2)]
+    assert asked[0] == asked[1]
+    assert asked[0] != optuna.create_study(sampler=build_sampler(sweep, 4)).ask(distributions(sweep)).params
+
+
+def test_a_grid_visits_every_combination_once(settings: Settings, tiny_cohort: Cohort) -> None:
+    parameters = {**SPACE, "gamma": {"values": [0.1, 0.2, 0.3]}}
+    opened = begin(settings, tiny_cohort, make_sweep(method="grid", parameters=parameters), trials=6)
+    seen = []
+    while claim := claim_trial(opened):
+        seen.append(tuple(sorted(claim.trial.params.items())))
+        opened.study.tell(claim.trial.number, 0.0)
+    assert len(seen) == len(set(seen)) == 6
+
+
+# Claims
+
+CLAIM = """
+import os, sys
+from pathlib import Path
+from somvq.settings import Settings
+from somvq.study.claim import claim_trial
+from somvq.study.record import load_study
+import somvq.study.status as status
+status.silence_optuna()
+opened = load_study(Settings(runs=Path(sys.argv[1])), "test")
+while claim := claim_trial(opened):
+    print(claim.trial.number, int(claim.taken_over), flush=True)
+    if sys.argv[2] == "hold":
+        sys.stdin.read()
+    if sys.argv[2] == "die":
+        os.kill(os.getpid(), 9)
+    opened.study.tell(claim.trial.number, 0.0)
+    claim.lease.release()
+"""
+
+
+def claim_elsewhere(settings: Settings, manner: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", CLAIM, str(settings.runs), manner]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def test_workers_that_start_together_share_out_exactly_the_trials_asked_for(
+    settings: Settings, tiny_cohort: Cohort
+) -> None:
+    opened = begin(settings, tiny_cohort, make_sweep(), trials=10)
+    workers = [claim_elsewhere(settings, "tell") for _ in range(4)]
+    taken = [line.split()[0] for process in workers for line in process.communicate()[0].splitlines()]
+    assert sorted(map(int, taken)) == list(range(10))
+    assert [trial.state for trial in opened.study.get_trials()] == [TrialState.COMPLETE] * 10
+
+
+def test_a_dead_workers_trial_is_taken_over_and_a_living_ones_is_not(settings: Settings, tiny_cohort: Cohort) -> None:
+    opened = begin(settings, tiny_cohort, make_sweep(), trials=2)
+    living = claim_elsewhere(settings, "hold")
+    assert living.stdout is not None
+    assert living.stdout.readline() == "0 0\n"
+    dead = claim_elsewhere(settings, "die")
+    assert dead.communicate()[0] == "1 0\n"
+    before = opened.study.get_trials()[1].params
+    claim = claim_trial(opened)
+    assert claim is not None
+    assert (claim.trial.number, claim.taken_over) == (1, True)
+    assert claim.trial.params == before
+    assert claim_trial(opened) is None
+    living.kill()
+    living.communicate()
+    claim = claim_trial(opened)
+    assert claim is not None
+    assert (claim.trial.number, claim.taken_over) == (0, True)
+
+
+def test_a_worker_killed_while_it_asks_leaves_a_trial_that_gets_its_parameters_later(
+    settings: Settings, tiny_cohort: Cohort
+) -> None:
+    opened = begin(settings, tiny_cohort, make_sweep(), trials=1)
+    opened.study.ask()  # created, nothing suggested yet, no lease
+    claim = claim_trial(opened)
+    assert claim is not None
+    assert (claim.trial.number, set(claim.trial.params)) == (0, {"gamma", "topology"})
+
+
+def test_a_lease_on_another_host_dies_of_silence_by_the_file_servers_clock(tmp_path: Path) -> None:
+    lease = tmp_path / "lease.json"
+    lease.write_text(json.dumps({"token": "t", "host": "elsewhere", "pid": 1, "started": "x"}))
+    assert is_alive(lease)
+    os.utime(lease, (time.time() - 200, time.time() - 200))
+    assert not is_alive(lease)
+
+
+def test_another_process_with_the_same_number_is_not_the_holder(tmp_path: Path) -> None:
+    lease = tmp_path / "lease.json"
+    lease.write_text(json.dumps({"token": "t", "host": socket.gethostname(), "pid": os.getpid(), "started": "before"}))
+    assert not is_alive(lease)
+
+
+# Trials, with a child that stands in for training
+
+
+def stand_in(folder: Path, log: Path) -> "subprocess.Popen[bytes]":
+    """Writes a ledger like an attempt's, in no time: SSIM as tests put it into plan.json."""
+    code = """
+import json, sys, time
+from pathlib import Path
+from somvq.runs import Run
+run = Run(Path(sys.argv[1]))
+plan = json.loads((run.folder.parent / "plan.json").read_text())[run.folder.name]
+run.set_state("running", new_attempt=True)
+for epoch, value in enumerate(plan["values"], 1):
+    run.append({"epoch": epoch, **({"val/ssim": value} if value is not None else {})})
+    time.sleep(plan.get("pause", 0))
+if plan["state"] == "killed":
+    import os
+    os.kill(os.getpid(), 9)
+run.set_state(plan["state"], plan.get("reason", ""))
+"""
+    return subprocess.Popen([sys.executable, "-c", code, str(folder)])
+
+
+@pytest.fixture
+def planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial_module, "start_attempt", stand_in)
+
+
+def conduct_all(opened: OpenStudy, plan: dict[str, object]) -> list[str]:
+    opened.record.folder.mkdir(parents=True, exist_ok=True)
+    (opened.record.folder / "plan.json").write_text(json.dumps(plan))
+    endings = []
+    while claim := claim_trial(opened):
+        endings.append(str(Conductor(opened, claim, Tracker(), lambda: False).conduct()))
+    return endings
+
+
+@pytest.mark.usefixtures("planned")
+def test_how_a_trial_ended_is_what_optuna_is_told(settings: Settings, tiny_cohort: Cohort) -> None:
+    opened = begin(settings, tiny_cohort, make_sweep(), trials=4)
+    plan = {
+        "0000": {"values": [0.1, 0.2, 0.5], "state": "complete"},
+        "0001": {"values": [0.1], "state": "diverged", "reason": "train/loss became nan"},
+        "0002": {"values": [], "state": "failed", "reason": "ValueError: a bug"},
+        "0003": {"values": [None, None, None], "state": "complete"},
+    }
+    assert conduct_all(opened, plan) == ["complete", "diverged", "failed", "complete"]
+    trials = opened.study.get_trials()
+    assert [t.state for t in trials] == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.FAIL]
+    assert trials[0].value == 0.5
+    assert trials[0].intermediate_values == {1: 0.1, 2: 0.2, 3: 0.5}
+    assert trials[1].user_attrs["reason"] == "train/loss became nan"
+    status = read_status(opened)
+    assert [t.state for t in status.trials] == ["done", "pruned", "failed", "failed"]
+    assert status.trials[3].reason == "model psom does not measure val/ssim"
+    assert (status.finished, status.to_go) == (4, 0)
+
+
+@pytest.mark.usefixtures("planned")
+def test_an_attempt_that_is_always_killed_before_an_epoch_fails_instead_of_trying_for_ever(
+    settings: Settings, tiny_cohort: Cohort
+) -> None:
+    opened = begin(settings, tiny_cohort, make_sweep(), trials=1)
+    assert conduct_all(opened, {"0000": {"values": [], "state": "killed"}}) == ["failed"]
+    status = read_status(opened).trials[0]
+    assert (status.attempts, status.reason) == (3, "killed 3 times without finishing an epoch; out of memory?")
+
+
+@pytest.mark.usefixtures("planned")
+def test_a_trial_that_lags_behind_is_stopped_and_pruned(settings: Settings, tiny_cohort: Cohort) -> None:
+    rule = {"type": "hyperband", "min_iter": 1, "eta": 2}
+    parameters = {**SPACE, "epochs": {"value": 50}}
+    opened = begin(settings, tiny_cohort, make_sweep(early_terminate=rule, parameters=parameters), trials=3)
+    good = {"values": [0.9] * 50, "state": "complete"}
+    bad = {"values": [0.1] * 50, "state": "complete", "pause": 0.2}
+    assert conduct_all(opened, {"0000": good, "0001": good, "0002": bad}) == ["complete", "complete", "pruned"]
+    assert opened.study.get_trials()[2].state == TrialState.PRUNED
+    assert "val/ssim 0.1 lagged behind at epoch" in read_status(opened).trials[2].reason
+    assert len(opened.record.run(2).rows()) < 50
+
+
+@pytest.mark.usefixtures("planned")
+def test_a_worker_that_wakes_after_its_trial_was_given_away_stops_quietly(
+    settings: Settings, tiny_cohort: Cohort
+) -> None:
+    opened = begin(settings, tiny_cohort, make_sweep(), trials=1)
+    opened.record.folder.mkdir(parents=True, exist_ok=True)
+    plan = {"0000": {"values": [0.1] * 3, "state": "complete", "pause": 1}}
+    (opened.record.folder / "plan.json").write_text(json.dumps(plan))
+    claim = claim_trial(opened)
+    assert claim is not None
+    looks = iter(range(3))
+
+    def give_away_on_the_third_look() -> bool:
+        if next(looks, None) is None:
+            (claim.run.folder / "lease.json").write_text(json.dumps({"token": "another", "host": "h", "pid": 1}))
+        return False
+
+    ending = Conductor(opened, claim, Tracker(), give_away_on_the_third_look).conduct()
+    assert ending == "lost"
+    assert opened.study.get_trials()[0].state == TrialState.RUNNING
+    assert json.loads((claim.run.folder / "lease.json").read_text())["token"] == "another"
+
+
+@pytest.mark.usefixtures("planned")
+def test_a_trial_whose_worker_died_before_telling_is_told_without_training_again(
+    settings: Settings, tiny_cohort: Cohort
+) -> None:
+    opened = begin(settings, tiny_cohort, make_sweep(), trials=1)
+    claim = claim_trial(opened)
+    assert claim is not None
+    run = Conductor(opened, claim, Tracker(), lambda: False).prepare()
+    run.append({"epoch": 3, "val/ssim": 0.4})
+    run.set_state("complete", new_attempt=True)
+    (run.folder / "lease.json").unlink()
+    assert conduct_all(opened, {}) == ["complete"]
+    assert opened.study.get_trials()[0].value == 0.4
+    assert run.progress().attempts == 1
+
+
+def test_each_trial_has_its_own_seed_and_the_studys_fixed_settings(settings: Settings, tiny_cohort: Cohort) -> None:
+    record = begin(settings, tiny_cohort, make_sweep(), trials=1).record
+    first, second = (record.run_config(number, {"gamma": 0.3}) for number in (0, 1))
+    assert first.seed != second.seed
+    assert (first.gamma, first.grid, first.topology) == (0.3, "4x4", RunConfig.model_fields["topology"].default)
+
+
+def test_a_space_is_told_in_words() -> None:
+    assert describe_space(make_sweep())["topology"] == "one of toroidal, rectangular"
+    assert describe_space(make_sweep())["metric"] == "maximize val/ssim"
+
+
+def test_a_claim_belongs_to_the_process_that_made_it(settings: Settings, tiny_cohort: Cohort) -> None:
+    claim = claim_trial(begin(settings, tiny_cohort, make_sweep(), trials=1))
+    assert isinstance(claim, Claim)
+    assert is_alive(claim.run.folder / "lease.json")
+    assert claim.lease.held()
+    claim.lease.release()
+    assert not claim.lease.held()

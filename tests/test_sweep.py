@@ -1,0 +1,175 @@
+"""The main job end to end: real commands in real processes, on real files, really killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from somvq.runs import Run
+from somvq.study.claim import read_lease
+
+SOMVQ = [sys.executable, "-m", "somvq"]
+SWEEP = """
+method: random
+metric: {name: val/ssim, goal: maximize}
+parameters:
+  model: {value: psom}
+  init: {value: INIT}
+  grid: {value: 4x4}
+  epochs: {value: EPOCHS}
+  ae_epochs: {value: 3}
+  gamma: {min: 0.1, max: 1.0}
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path, tiny_scans: Path) -> Path:
+    """A working folder, as a user has it: a somvq.yaml, a sweeps/ of their own."""
+    (tmp_path / "somvq.yaml").write_text(f"cohort: {tiny_scans}\nwandb: disabled\n")
+    (tmp_path / "sweeps").mkdir()
+    write_sweep(tmp_path, init="random", epochs=3)
+    return tmp_path
+
+
+def write_sweep(place: Path, *, init: str, epochs: int) -> None:
+    (place / "sweeps" / "tiny.yaml").write_text(SWEEP.replace("INIT", init).replace("EPOCHS", str(epochs)))
+
+
+def somvq(place: Path, *words: str, status: int = 0, **environment: str) -> str:
+    """What a command prints; it must end with `status`."""
+    env = {**os.environ, **environment}
+    done = subprocess.run(
+        [*SOMVQ, *words], cwd=place, capture_output=True, text=True, timeout=240, env=env, check=False
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def start(place: Path, *words: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [*SOMVQ, *words], cwd=place, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def trials(place: Path, study: str = "tiny") -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(somvq(place, "status", study, "--json"))["trials"]
+    return found
+
+
+def wait_for_epoch(run: Run, epoch: int, process: "subprocess.Popen[str]") -> None:
+    deadline = time.monotonic() + 90
+    while len(run.rows()) < epoch:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def epochs_trained(run: Run) -> list[float]:
+    return [row["epoch"] for row in run.rows()]
+
+
+def test_a_sweep_leaves_what_it_promises_and_the_same_command_adds_nothing(place: Path) -> None:
+    write_sweep(place, init="ae-som", epochs=2)
+    told = somvq(place, "sweep", "tiny", "--trials", "2", "--wandb", "offline", WANDB_MODE="offline")
+    study = place / "runs" / "tiny"
+    assert "sweeps/tiny.yaml: gamma" in told
+    assert "study    tiny, begun in runs/tiny" in told
+    assert "tiny: 2 done, 0 to go of 2 trials" in told
+    assert "mean of the training set" in told
+    assert "auto-encoder alone, 3 epochs" in told
+    for advice in ("look     runs/tiny/000", "W&B      offline so far", "go on    somvq resume tiny --trials 4"):
+        assert advice in told
+    for number in (0, 1):
+        run = Run(study / f"{number:04d}")
+        assert epochs_trained(run) == [1, 2]
+        assert len(list(run.folder.glob("wandb/offline-run-*/*.wandb"))) == 1
+        for figure in ("tsne", "codebook_grid", "usage", "hits", "reconstruction"):
+            with Image.open(run.figure(figure, 2)) as picture:
+                assert max(high for _, high in picture.convert("RGB").getextrema()) > 200  # not black
+    stages = list(study.glob("stages/ae-*"))
+    assert len(stages) == 1
+    assert epochs_trained(Run(stages[0])) == [1, 2, 3]
+
+    before = {path: path.stat().st_mtime_ns for path in study.glob("*/metrics.jsonl")}
+    again = somvq(place, "sweep", "tiny", "--trials", "2")
+    assert "study    tiny, found in runs/tiny" in again
+    assert {path: path.stat().st_mtime_ns for path in study.glob("*/metrics.jsonl")} == before
+
+    more = somvq(place, "resume", "tiny", "--trials", "3")
+    assert "tiny: 3 done, 0 to go of 3 trials" in more
+    assert [trial["number"] for trial in trials(place)] == [0, 1, 2]
+    assert len(list(study.glob("stages/ae-*"))) == 1
+
+
+def test_a_killed_trial_resumes_once(place: Path) -> None:
+    """kill -9 of the worker, then of the whole command, then the same command again."""
+    write_sweep(place, init="random", epochs=15)
+    command = ("sweep", "tiny", "--trials", "2")
+    process = start(place, *command)
+    run = Run(place / "runs" / "tiny" / "0000")
+    wait_for_epoch(run, 3, process)
+    os.kill(int(str(read_lease(run.folder / "lease.json")["pid"])), signal.SIGKILL)
+    seen = len(run.rows())
+    wait_for_epoch(run, seen + 2, process)  # the supervisor has replaced it
+    os.killpg(process.pid, signal.SIGKILL)
+    output = process.communicate()[0]
+    assert "died (killed by signal 9); its trial goes on from its checkpoint" in output
+    told = somvq(place, *command)
+    assert "tiny: 2 done, 0 to go of 2 trials" in told
+    found = trials(place)
+    assert [(trial["number"], trial["state"]) for trial in found] == [(0, "done"), (1, "done")]
+    assert [trial["attempts"] for trial in found] == [3, 1]
+    assert epochs_trained(run) == list(range(1, 16))
+
+
+@pytest.mark.parametrize(("sign", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_sweep_says_how_to_resume_and_does(sign: signal.Signals, status: int, place: Path) -> None:
+    write_sweep(place, init="random", epochs=15)
+    process = start(place, "sweep", "tiny", "--trials", "1")
+    run = Run(place / "runs" / "tiny" / "0000")
+    wait_for_epoch(run, 2, process)
+    process.send_signal(sign)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == status, output
+    assert "resume   1 trials to finish: somvq resume tiny, or the same command again" in output
+    assert run.progress().state == "interrupted"
+    assert not (run.folder / "lease.json").exists()
+    assert "1 waiting, 0 to go of 1 trials" in somvq(place, "status", "tiny")
+    if sign == signal.SIGTERM:
+        assert "tiny: 1 done" in somvq(place, "resume", "tiny")
+        assert epochs_trained(run) == list(range(1, 16))
+
+
+def test_the_same_command_from_two_shells_at_once_trains_each_trial_once(place: Path) -> None:
+    both = [start(place, "sweep", "tiny", "--trials", "3") for _ in range(2)]
+    for process in both:
+        output = process.communicate(timeout=240)[0]
+        assert process.returncode == 0, output
+    found = trials(place)
+    assert [(trial["state"], trial["attempts"]) for trial in found] == [("done", 1)] * 3
+
+
+def test_trials_that_keep_failing_stop_the_sweep_and_say_why(place: Path) -> None:
+    sweep = (place / "sweeps" / "tiny.yaml").read_text()
+    (place / "sweeps" / "tiny.yaml").write_text(sweep.replace("init: {value: random}", "init: {value: ae-som}"))
+    told = somvq(place, "sweep", "tiny", "--trials", "9", "--set", "grid=20x20", status=1)
+    assert "error: worker 0 gave up: " in told
+    assert "a map of 400 nodes cannot start from the 162 tokens of this training set; take a smaller grid" in told
+    assert [trial["state"] for trial in trials(place)] == ["failed"] * 3
+
+
+def test_train_is_named_by_its_settings_and_resumes(place: Path) -> None:
+    first = somvq(place, "train", "ae", "--set", "epochs=2")
+    assert "begun in runs/train-ae-" in first
+    again = somvq(place, "train", "ae", "--set", "epochs=2")
+    assert "found in runs/train-ae-" in again
+    runs = list((place / "runs").glob("train-ae-*/0000"))
+    assert len(runs) == 1
+    assert epochs_trained(Run(runs[0])) == [1, 2]

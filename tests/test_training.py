@@ -1,0 +1,200 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from somvq.checkpoints import load_checkpoint, save_checkpoint
+from somvq.config import RunConfig
+from somvq.data.cohort import Cohort
+from somvq.errors import RunError
+from somvq.runs import METRICS, Run, RunRecord
+from somvq.training import Diverged, Interrupted, batch_size, fit, mean_image_baseline
+
+
+def make_run(folder: Path, cohort: Cohort, *, stage: Path | None = None, **settings: object) -> Run:
+    config = RunConfig.model_validate({"model": "psom", "grid": "4x4", "epochs": 4, **settings})
+    record = RunRecord(
+        config=config,
+        cohort=cohort.folder,
+        cohort_fingerprint=cohort.fingerprint,
+        stage=stage,
+        study="test",
+        name="test t0000",
+        wandb_id="test-t0000",
+    )
+    return Run.create(folder, record)
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory, tiny_cohort: Cohort) -> Path:
+    """A trained auto-encoder."""
+    run = make_run(tmp_path_factory.mktemp("stage") / "ae", tiny_cohort, model="ae", grid="16x16", epochs=6)
+    fit(run)
+    return run.folder
+
+
+def without_times(run: Run) -> list[dict[str, float]]:
+    return [{key: value for key, value in row.items() if not key.startswith("time/")} for row in run.rows()]
+
+
+def states_are_equal(one: Run, other: Run) -> bool:
+    a, b = load_checkpoint(one.checkpoint), load_checkpoint(other.checkpoint)
+    assert a is not None
+    assert b is not None
+    return (
+        a["epoch"] == b["epoch"]
+        and all(torch.equal(a["model"][name], b["model"][name]) for name in a["model"])
+        and all(
+            torch.equal(
+                torch.as_tensor(a["optimiser"]["state"][i][key]), torch.as_tensor(b["optimiser"]["state"][i][key])
+            )
+            for i in a["optimiser"]["state"]
+            for key in ("exp_avg", "exp_avg_sq", "step")
+        )
+    )
+
+
+@pytest.mark.parametrize("init", ["random", "ae-som"])
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
+    init: str, tmp_path: Path, tiny_cohort: Cohort, stage: Path
+) -> None:
+    whole = make_run(tmp_path / "whole", tiny_cohort, stage=stage, init=init)
+    fit(whole)
+    broken = make_run(tmp_path / "broken", tiny_cohort, stage=stage, init=init)
+    for steps in (5, 3, 1, 9):  # stops in the middle of epochs
+        left = iter(range(steps))
+        try:
+            fit(broken, lambda left=left: next(left, None) is None)
+        except Interrupted:
+            continue
+    fit(broken)
+    assert without_times(broken) == without_times(whole)
+    assert states_are_equal(broken, whole)
+
+
+def test_a_run_killed_with_9_goes_on_with_the_same_bits(tmp_path: Path, tiny_cohort: Cohort) -> None:
+    whole = make_run(tmp_path / "whole", tiny_cohort, init="random", epochs=6)
+    killed = make_run(tmp_path / "killed", tiny_cohort, init="random", epochs=6)
+    command = [sys.executable, "-m", "somvq.study.attempt"]
+    assert subprocess.run([*command, str(whole.folder), str(os.getpid())], check=False).returncode == 0
+    process = subprocess.Popen([*command, str(killed.folder), str(os.getpid())])
+    while len(killed.rows()) < 2:
+        time.sleep(0.01)
+        assert process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert killed.progress().state == "running"
+    done = len(killed.rows())
+    assert done < 6
+    assert subprocess.run([*command, str(killed.folder), str(os.getpid())], check=False).returncode == 0
+    assert without_times(killed) == without_times(whole)
+    assert states_are_equal(killed, whole)
+    assert (killed.progress().attempts, killed.progress().state) == (2, "complete")
+
+
+def test_every_number_of_a_run_has_a_definition_and_every_definition_a_number(
+    tmp_path: Path, tiny_cohort: Cohort, stage: Path
+) -> None:
+    run = make_run(tmp_path / "run", tiny_cohort, stage=stage, init="ae-kmeans", epochs=1)
+    fit(run)
+    assert set(run.rows()[0]) - {"epoch"} == set(METRICS)
+    assert set(Run(stage).rows()[0]) - {"epoch"} < set(METRICS)
+
+
+def test_figures_are_there_before_the_row_that_tells_of_them(tmp_path: Path, tiny_cohort: Cohort) -> None:
+    run = make_run(tmp_path / "run", tiny_cohort, init="random", epochs=2)
+    fit(run)
+    assert set(run.figures_of(1)) == {"reconstruction", "codebook_grid", "hits", "usage"}
+    assert set(run.figures_of(2)) == {"reconstruction", "codebook_grid", "hits", "usage", "tsne", "curves"}
+    newest = max(path.stat().st_mtime_ns for path in run.figures.glob("*_0002.png"))
+    assert newest <= run.ledger.stat().st_mtime_ns
+
+
+def test_figures_lost_to_a_kill_after_the_checkpoint_are_drawn_again(tmp_path: Path, tiny_cohort: Cohort) -> None:
+    run = make_run(tmp_path / "run", tiny_cohort, init="random", epochs=2)
+    fit(run)
+    drawn = {name: path.read_bytes() for name, path in run.figures_of(2).items()}
+    rows = run.ledger.read_text().splitlines()
+    run.ledger.write_text(rows[0] + "\n")  # killed between checkpoint and figures
+    for path in run.figures.glob("*_0002.png"):
+        path.unlink()
+    fit(run)
+    assert {name: path.read_bytes() for name, path in run.figures_of(2).items()} == drawn
+    assert run.ledger.read_text().splitlines() == rows
+
+
+def test_training_teaches_an_autoencoder_more_than_the_mean_image(tiny_cohort: Cohort, stage: Path) -> None:
+    rows = Run(stage).rows()
+    assert rows[-1]["train/reconstruction"] < 0.6 * rows[0]["train/reconstruction"]
+
+
+def test_a_loss_that_is_no_number_ends_the_run_with_its_name(tmp_path: Path, tiny_cohort: Cohort) -> None:
+    run = make_run(tmp_path / "run", tiny_cohort, init="random", learning_rate=1e30, epochs=30)
+    with pytest.raises(Diverged, match=r"(train|val)/\w+ became (nan|inf)"):
+        fit(run)
+
+
+def test_a_run_refuses_to_go_on_with_another_cohort(tmp_path: Path, tiny_cohort: Cohort) -> None:
+    run = make_run(tmp_path / "run", tiny_cohort)
+    told = json.loads((run.folder / "config.json").read_text())
+    (run.folder / "config.json").write_text(json.dumps({**told, "cohort_fingerprint": "another"}))
+    with pytest.raises(RunError, match="was begun on cohort another"):
+        fit(Run(run.folder))
+
+
+def test_a_damaged_checkpoint_is_named_and_not_trained_over(tmp_path: Path, tiny_cohort: Cohort) -> None:
+    run = make_run(tmp_path / "run", tiny_cohort, init="random", epochs=1)
+    fit(run)
+    whole = run.checkpoint.read_bytes()
+    run.checkpoint.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(RunError, match=r"checkpoint\.pt is damaged .* delete it and its run starts again"):
+        fit(run)
+
+
+def test_a_checkpoint_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, {"epoch": 1})
+
+    def disk_full(content: object, file: object) -> None:
+        file.write(b"half")  # type: ignore[attr-defined]
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", disk_full)
+    with pytest.raises(OSError, match="No space left"):
+        save_checkpoint(path, {"epoch": 2})
+    saved = load_checkpoint(path)
+    assert saved is not None
+    assert saved["epoch"] == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    torch.save({"format": 1, "evil": os.system}, path)
+    with pytest.raises(RunError, match="is damaged"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize(("scans", "size"), [(128, 32), (17, 4), (3, 1), (1, 1), (1000, 32)])
+def test_a_batch_leaves_an_epoch_the_papers_four_steps(scans: int, size: int) -> None:
+    assert batch_size(32, scans) == size
+
+
+def test_the_mean_image_is_scored_once_a_cohort(tiny_cohort: Cohort) -> None:
+    first = mean_image_baseline(tiny_cohort)
+    kept = tiny_cohort.folder / "baseline.json"
+    before = kept.stat().st_mtime_ns
+    assert mean_image_baseline(tiny_cohort) == first
+    assert kept.stat().st_mtime_ns == before
+    train, val = (tiny_cohort.read(tiny_cohort.rows[split])[:, 0] for split in ("train", "val"))
+    peak = np.ptp(val[0])
+    expected = 20 * np.log10(peak) - 10 * np.log10(np.mean((val[0] - train.mean(0)) ** 2))
+    assert len(val) == 1
+    assert first["val/psnr"] == pytest.approx(expected, abs=1e-3)
