@@ -2,8 +2,6 @@
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,12 +13,8 @@ from somvq.errors import DefinitionError, SomvqError
 
 if TYPE_CHECKING:
     from somvq.config import CohortSettings
-    from somvq.data.cache import OnScan
-    from somvq.data.cohort import Cohort
-    from somvq.definitions import Sweep
-    from somvq.settings import Settings
+    from somvq.definitions import JobDefinition, Sweep
     from somvq.study.record import OpenStudy
-    from somvq.study.status import Status
 
 EPILOG = "First steps: somvq sweep psom --trials 4, without data or account, trains on synthetic brains."
 app = typer.Typer(no_args_is_help=True, add_completion=False, epilog=EPILOG, pretty_exceptions_enable=False)
@@ -28,7 +22,6 @@ cohort_app = typer.Typer(no_args_is_help=True, help="Make, prepare and look at c
 app.add_typer(cohort_app, name="cohort")
 
 CLICK_ERROR: Any = typer.BadParameter.__mro__[2]  # ClickException, whose home differs between versions of typer
-DEMO_SUBJECTS, DEMO_VOXEL_MM = 24, 2.12
 FILE_WIDTH = 150  # of tables that go into a file or a pipe
 DATA, PLACE = "Cohort", "Where things are (or in somvq.yaml, or SOMVQ_*: see somvq settings)"
 
@@ -59,6 +52,7 @@ TrialsOption = Annotated[
     int | None, option(help="Trials in all, those the study has included.", unset="the sweep's run_cap")
 ]
 WorkersOption = Annotated[int | None, option(help="Workers at once; on GPUs, one for each.", unset="the job's")]
+JobOption = Annotated[str, option(help="Where workers run: a path, ./jobs/NAME.yaml, or a shipped one.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="For scripts.")]
 
 
@@ -114,7 +108,7 @@ def sweep(
     study: Annotated[str | None, typer.Option(help="The study's name.", show_default="the sweep's")] = None,
     set_: SetOption = None,
     seed: Annotated[int, typer.Option(help="Decides every suggestion and every trial's own seed.", min=0)] = 0,
-    job: Annotated[str, typer.Option(help="Where workers run: a path, ./jobs/NAME.yaml, or a shipped one.")] = "local",
+    job: JobOption = "local",
     workers: WorkersOption = None,
     cohort: CohortOption = None,
     voxel_mm: VoxelOption = None,
@@ -129,8 +123,9 @@ def sweep(
 
     The same command goes on after any interruption, and adds trials when --trials is raised.
     """
-    from somvq.definitions import find_definition, read_job, read_sweep
+    from somvq.definitions import find_definition, read_sweep
     from somvq.settings import read_settings
+    from somvq.study import foreground
     from somvq.study.space import override
 
     console = plain_console()
@@ -138,15 +133,14 @@ def sweep(
     file = find_definition("sweeps", name)
     searched = override(read_sweep(file), parse_settings(set_ or []))
     total = count_trials(trials, searched)
-    place = read_job(find_definition("jobs", job))
-    slots = at_least_one("--workers", workers if workers is not None else place.workers)
+    place = choose_place(job, workers)
     console.print(
         f"sweep    {file}: {', '.join(n for n, p in searched.parameters.items() if p.value is None)}", soft_wrap=True
     )
     scans = cohort_settings(voxel_mm, shape, split_seed, skip_bad_scans)
-    opened = open_study(settings, searched, study or searched.name, seed, scans, console)
+    opened = foreground.open_study(settings, searched, study or searched.name, seed, scans, console)
     opened.target = total
-    return supervise(settings, opened, place.executor, slots, console)
+    return foreground.supervise(settings, opened, place, console)
 
 
 @app.command()
@@ -164,8 +158,9 @@ def train(
 ) -> int:
     """Train one model: a study of a single trial, named by its settings, so that running it again resumes it."""
     from somvq.config import RunConfig, signature
-    from somvq.definitions import Metric, Parameter, Sweep, did_you_mean
+    from somvq.definitions import JobDefinition, Metric, Parameter, Sweep, did_you_mean
     from somvq.settings import read_settings
+    from somvq.study import foreground
     from somvq.study.space import override
 
     models = RunConfig.model_fields["model"].annotation.__args__  # type: ignore[union-attr]
@@ -177,35 +172,34 @@ def train(
     one = Sweep(name=model, method="random", metric=metric, parameters={"model": Parameter(value=model)})
     chosen = override(one, parse_settings(set_ or []))
     name = f"train-{model}-{signature([chosen.fixed(), seed])[:6]}"
-    opened = open_study(
+    opened = foreground.open_study(
         settings, chosen, name, seed, cohort_settings(voxel_mm, shape, split_seed, skip_bad_scans), console
     )
     opened.target = 1
-    return supervise(settings, opened, "local", 1, console)
+    return foreground.supervise(settings, opened, JobDefinition(executor="local"), console)
 
 
 @app.command()
 def resume(
     study: Annotated[str, typer.Argument(help="The study's name: its folder in runs.")],
-    trials: Annotated[int | None, typer.Option(help="Trials in all.", show_default="as before")] = None,
-    workers: Annotated[int, typer.Option(help="Workers at once.", min=1)] = 1,
+    trials: Annotated[int | None, option(help="Trials in all.", unset="as before")] = None,
+    job: JobOption = "local",
+    workers: WorkersOption = None,
     runs: RunsOption = None,
     storage: StorageOption = None,
     wandb: WandbOption = None,
 ) -> int:
     """Go on with a study, as it was begun."""
-    from somvq.data.cohort import Cohort
     from somvq.settings import read_settings
-    from somvq.study.record import load_study
-    from somvq.study.status import silence_optuna
+    from somvq.study import foreground
 
-    silence_optuna()
     settings = read_settings(runs=runs, storage=storage, wandb=wandb)
-    opened = load_study(settings, study)
-    if trials is not None:
-        opened.target = at_least_one("--trials", trials)
-    Cohort(opened.record.cohort)  # says now, not in every trial, that it is gone
-    return supervise(settings, opened, "local", workers, plain_console())
+    place = choose_place(job, workers)
+    total = None if trials is None else at_least_one("--trials", trials)
+    opened = foreground.reopen_study(settings, study, plain_console())
+    if total is not None:
+        opened.target = total
+    return foreground.supervise(settings, opened, place, plain_console())
 
 
 @app.command()
@@ -218,6 +212,7 @@ def status(
 ) -> None:
     """Say how far studies are: trials done, under way, waiting, failed, and why."""
     from somvq.settings import read_settings
+    from somvq.study import foreground
     from somvq.study.record import list_studies, load_study
     from somvq.study.status import progress_table, read_status, silence_optuna, summary_line
 
@@ -239,7 +234,7 @@ def status(
     else:
         found = read_status(opened)
         console.print(progress_table(found))
-        console.print(advice(found), soft_wrap=True)
+        console.print(foreground.advise(found), soft_wrap=True)
 
 
 @app.command()
@@ -300,15 +295,16 @@ def settings(json_: JsonOption = False) -> None:
 @cohort_app.command("demo")
 def cohort_demo(
     folder: Annotated[Path, typer.Argument(help="Where the scans go.")],
-    subjects: Annotated[int, typer.Option(help="How many synthetic brains.")] = DEMO_SUBJECTS,
-    voxel_mm: Annotated[float, typer.Option(help="Voxel side; 1.06 gives the paper's 137x176x137.")] = DEMO_VOXEL_MM,
+    subjects: Annotated[int, typer.Option(help="How many synthetic brains.")] = 24,
+    voxel_mm: Annotated[float, typer.Option(help="Voxel side; 1.06 gives the paper's 137x176x137.")] = 2.12,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Make synthetic T1 brains with known age and atrophy (manifest.csv): to try things, not to study anatomy."""
     from somvq.data.demo import make_demo_cohort
+    from somvq.study import foreground
 
     console = plain_console()
-    with progress_bar(console) as on_scan:
+    with foreground.progress_bar(console) as on_scan:
         make_demo_cohort(
             folder,
             subjects=subjects,
@@ -329,10 +325,11 @@ def cohort_prepare(
 ) -> None:
     """Check and preprocess a cohort now, as the first sweep on it would."""
     from somvq.settings import read_settings
+    from somvq.study import foreground
 
     console = plain_console()
     wanted = cohort_settings(voxel_mm, shape, split_seed, skip_bad_scans)
-    prepared = prepare(read_settings(cohort=folder), wanted, console)
+    prepared = foreground.prepare(read_settings(cohort=folder), wanted, console)
     console.print(f"prepared in {prepared.folder}")
 
 
@@ -369,6 +366,14 @@ def parse_settings(given: list[str]) -> dict[str, Any]:
     return parsed
 
 
+def choose_place(job: str, workers: int | None) -> "JobDefinition":
+    """Where workers run, and how many."""
+    from somvq.definitions import find_definition, read_job
+
+    place = read_job(find_definition("jobs", job))
+    return place if workers is None else place.model_copy(update={"workers": at_least_one("--workers", workers)})
+
+
 def count_trials(asked: int | None, searched: "Sweep") -> int:
     """How many trials a study of this sweep should have."""
     combinations = searched.combinations()
@@ -385,126 +390,6 @@ def at_least_one(option: str, value: int) -> int:
     if value < 1:
         raise DefinitionError(f"{option} {value} is too few: give 1 or more")
     return value
-
-
-@contextmanager
-def progress_bar(console: Console) -> "Iterator[OnScan]":
-    """A bar on a terminal, nothing elsewhere."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description:15}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        tasks: dict[str, Any] = {}
-
-        def on_scan(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = progress.add_task(what, total=total)
-            progress.update(tasks[what], completed=done, total=total)
-
-        yield on_scan
-
-
-def prepare(settings: "Settings", wanted: "CohortSettings", console: Console) -> "Cohort":
-    """The cohort of the settings, prepared; the demo cohort, made first, where they name none."""
-    from somvq.data.cache import prepare_cohort
-    from somvq.data.demo import make_demo_cohort
-
-    folder = settings.cohort
-    with progress_bar(console) as on_scan:
-        if folder is None:
-            folder = settings.cohorts / "demo"
-            console.print(
-                f"cohort   none given, so {DEMO_SUBJECTS} synthetic brains at {DEMO_VOXEL_MM:g} mm, in {folder}"
-            )
-            make_demo_cohort(
-                folder,
-                subjects=DEMO_SUBJECTS,
-                voxel_mm=DEMO_VOXEL_MM,
-                on_subject=lambda done, of: on_scan("making brains", done, of),
-            )
-        prepared = prepare_cohort(folder, wanted, settings.cohorts.resolve() / "prepared", on_scan)
-    console.print(f"cohort   {folder}: {prepared.summary()}", soft_wrap=True)
-    for line in prepared.index.left_out:
-        console.print(f"[yellow]left out[/] {escape(line)}", soft_wrap=True)
-    for scan in prepared.index.scans:
-        for warning in scan.warnings:
-            console.print(f"[yellow]warning[/]  {escape(f'{scan.file}: {warning}')}", soft_wrap=True)
-    return prepared
-
-
-def open_study(
-    settings: "Settings", searched: "Sweep", name: str, seed: int, scans: "CohortSettings", console: Console
-) -> "OpenStudy":
-    """The study, begun or found, on its prepared cohort."""
-    from somvq.study.record import StudyRecord, create_or_resume, find_study, new_uid, study_folder
-    from somvq.study.space import refuse_another_space
-    from somvq.study.status import silence_optuna
-
-    silence_optuna()
-    folder = study_folder(settings, name)
-    if found := find_study(settings, name):  # what is wrong with the request is said before anything is prepared
-        refuse_another_space(name, found.record.sweep, searched)
-    folder.mkdir(parents=True, exist_ok=True)
-    prepared = prepare(settings, scans, console)
-    record = StudyRecord(
-        name=name,
-        uid=new_uid(),
-        seed=seed,
-        sweep=searched,
-        folder=folder,
-        cohort=prepared.folder,
-        cohort_fingerprint=prepared.fingerprint,
-        cohort_summary=prepared.summary(),
-        wandb_project=settings.wandb_project,
-        wandb_entity=settings.wandb_entity,
-    )
-    opened, resumed = create_or_resume(settings, record)
-    console.print(f"study    {name}, {'found' if resumed else 'begun'} in {shorten(folder)}", soft_wrap=True)
-    return opened
-
-
-def supervise(settings: "Settings", opened: "OpenStudy", executor: str, workers: int, console: Console) -> int:
-    """Runs workers until the study is done, then says what came of it."""
-    from somvq.executors import EXECUTORS
-    from somvq.study.status import leaderboard, read_status, summary_line
-    from somvq.study.supervisor import Supervisor
-
-    environment = {f"SOMVQ_{name.upper()}": str(value) for name, value in settings if value is not None}
-    environment["SOMVQ_RUNS"] = str(settings.runs.resolve())
-    ended = Supervisor(opened, EXECUTORS[executor](workers), workers, environment, console).run()
-    found = read_status(opened)
-    if found.ranked():
-        console.print()
-        console.print(leaderboard(found))
-    console.print()
-    console.print(summary_line(found), style="bold")
-    console.print(advice(found), soft_wrap=True)
-    return ended
-
-
-def advice(found: "Status") -> str:
-    """What to do next: look, put on W&B, resume, go on."""
-    folder = shorten(Path(found.folder))
-    lines = []
-    if found.ranked():
-        lines.append(
-            f"look     {folder}/{found.ranked()[0].number:04d}/figures (the best trial; the others are beside it)"
-        )
-    if any(Path(found.folder).glob("*/wandb/offline-run-*")):
-        lines.append(f"W&B      offline so far; with an account: wandb sync {folder}/*/wandb/offline-run-*")
-    unfinished = found.target - found.finished
-    if unfinished > 0:
-        lines.append(f"resume   {unfinished} trials to finish: somvq resume {found.study}, or the same command again")
-    else:
-        lines.append(f"go on    somvq resume {found.study} --trials {found.target * 2}")
-    failed = [trial for trial in found.trials if trial.state == "failed"]
-    lines += [f"failed   trial {trial.number}: {trial.reason or 'see its attempts.log'}" for trial in failed[:3]]
-    return "\n".join(escape(line) for line in lines)
-
-
-def shorten(path: Path) -> Path:
-    """`path` from here, if it is below."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def watch_status(opened: "OpenStudy", console: Console) -> None:

@@ -46,7 +46,7 @@ class Scans:
         self.held: Tensor | None = None
         size = cohort.volumes.nbytes
         if device.type == "cuda" and size < 0.5 * torch.cuda.mem_get_info(device)[0]:
-            self.held = torch.from_numpy(np.asarray(cohort.volumes)).to(device)
+            self.held = torch.from_numpy(np.array(cohort.volumes)).to(device)
 
     def read(self, rows: Sequence[int]) -> Tensor:
         """Scans `rows`, float32 (B, 1, X, Y, Z)."""

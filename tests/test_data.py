@@ -78,7 +78,8 @@ def contents(cohort):
 def patched(path, offset, number, kind):
     """`path`, uncompressed, with a number of its header changed; the checksum of a .gz would give it away."""
     content = bytearray(path.read_bytes())
-    content[offset : offset + np.dtype(kind).itemsize] = np.array(number, kind).tobytes()
+    stored = np.array(number, kind).tobytes()
+    content[offset : offset + len(stored)] = stored
     path.write_bytes(content)
 
 
@@ -196,8 +197,7 @@ def test_a_damaged_gzip_is_refused_or_gives_the_same_voxels(tmp_path):
         path.write_bytes(damaged)
         try:
             assert np.array_equal(read_scan(path).voxels, voxels), "other voxels were read"
-        except DataError as refusal:
-            assert "\n" not in str(refusal)
+        except DataError:
             refused += 1
     assert refused >= 200 + len(cuts)
 
@@ -208,6 +208,7 @@ def flip(content, bit):
     return bytes(flipped)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # nibabel leaves an .mgh open
 def test_a_damaged_header_never_escapes_as_another_exception(tmp_path, capfd):
     random = np.random.default_rng(1)
     small = brain()[::2, ::2, ::2].copy()
@@ -313,7 +314,7 @@ def test_doubts_about_left_and_right_are_said(tmp_path):
 def test_a_head_with_its_skull_a_tilt_and_an_artefact_are_said(tmp_path):
     big = COARSE @ np.diag([1.4, 1.4, 1.4, 1])
     cohort_line = centre(Scan(tmp_path, brain().astype(np.float32), big), (48, 48, 48)).warnings[0]
-    assert cohort_line.startswith("3.9 litres")
+    assert cohort_line.startswith("5.1 litres")
     spiky = brain().astype(np.float32)
     spiky[20, 24, 18] = 1e9
     scan, _, _ = normalise(Scan(tmp_path, spiky, COARSE))
@@ -329,7 +330,7 @@ def test_the_z_score_of_the_largest_scan_fits_into_float16():
     voxels[0, 0, 0] = 1e30
     scan, _, _ = normalise(Scan(Path("spike"), voxels, COARSE))
     assert scan.voxels.max() == pytest.approx((16**3 - 1) / 16**1.5)
-    assert LARGEST_SCAN**0.5 < np.finfo(np.float16).max
+    assert np.finfo(np.float16).max > LARGEST_SCAN**0.5
 
 
 def rotated(degrees):
@@ -346,12 +347,20 @@ def test_resampling_puts_an_oblique_scan_where_its_affine_says(degrees, folder, 
     affine = rotated(degrees)
     save(folder / "sub-99_T1w.nii.gz", brain(0, affine, (60, 70, 60)), affine)
     cohort = prepare(folder, caches, voxel_mm=4)
-    assert cohort.index.shape == (48, 48, 32)
+    assert cohort.index.shape == (48, 48, 48)
     assert [entry.warnings for entry in cohort.index.scans] == [()] * 4
     prepared = np.array(cohort.index.scans[3].affine)
     assert np.allclose(prepared[:3, :3], np.diag([4, 4, 4]))
     truth = head(prepared, cohort.index.shape)
     assert np.sqrt(np.mean((in_file_units(cohort, 3) - truth) ** 2)) < 0.03 * truth.max()
+
+
+def test_a_coarser_grid_averages_instead_of_picking_voxels(tmp_path):
+    noise = np.random.default_rng(0).normal(100, 10, (48, 48, 48)).astype(np.float32)
+    coarse = resample(Scan(tmp_path, noise, COARSE), 8).voxels[1:-1, 1:-1, 1:-1]
+    assert coarse.shape == (23, 23, 23)
+    assert coarse.mean() == pytest.approx(100, abs=0.5)
+    assert 2 < coarse.std() < 4, "the mean of 8 voxels is less noisy by the root of 8, or a little more"
 
 
 def test_a_tilted_scan_that_is_not_resampled_is_said(folder, caches):
@@ -399,22 +408,16 @@ def test_padding_repeats_the_background_whatever_its_value(tmp_path):
 
 def test_a_crop_that_cuts_the_brain_warns_and_one_that_cuts_much_is_refused(folder, caches):
     assert prepare(folder, caches, shape=(48, 48, 48)).index.scans[0].warnings == ()
-    for path in find_scans(folder):
-        voxels = np.zeros((40, 48, 40), np.int16)
-        voxels[:, :, 2:38] = brain(int(path.name[5]))
-        voxels[20, 24] = 800  # a stalk that the crop cuts off
-        voxels[18:23, 22:27, 36:] = 800
-        save(path, voxels)
     warned = prepare(folder, caches, shape=(48, 48, 32)).index.scans
     assert all("of its brain lies outside 48x48x32 voxels" in " ".join(scan.warnings) for scan in warned)
-    with pytest.raises(DataError, match=r"more than 5 %; ask for a larger --shape$") as refusal:
+    with pytest.raises(DataError, match=r"more than 5%; ask for a larger --shape$") as refusal:
         prepare(folder, caches, shape=(48, 48, 16))
     assert str(refusal.value).count("\n") == 3, "one line for each of the three, and one for all"
     assert len(left_behind(caches)) == 2
 
 
 def test_a_resampling_beyond_all_memory_is_refused(folder, caches):
-    with pytest.raises(DataError, match="ask for a larger --voxel-mm|smaller --shape or a larger --voxel-mm"):
+    with pytest.raises(DataError, match=r"ask for a larger --voxel-mm|smaller --shape or a larger --voxel-mm"):
         prepare(folder, caches, voxel_mm=0.05)
     with pytest.raises(DataError, match="shape 2048x2048x2048 is more than any scan has; ask for a smaller --shape"):
         prepare(folder, caches, shape=(2048, 2048, 2048))
@@ -471,8 +474,7 @@ def test_what_a_labs_disk_holds_is_found_once_or_passed_over(folder):
         "sub-02_T1w.nii.gz": "sub-02",
         "sub-07/ses 1/anat/T1 final.NII.GZ": "sub-07",
         "sub-09/T1.nii.gz": "sub-09",
-    } or found == found | {"sub-00_again.nii.gz": "sub-00"}
-    assert len(found) == 6
+    }
     read_scan(folder / "sub-07" / "ses 1" / "anat" / "T1 final.NII.GZ")
     read_scan(folder / "SUB8.MGZ")
 
@@ -547,7 +549,7 @@ def test_bad_scans_can_be_left_out_and_are_named(folder, caches):
     save(folder / "sub-03_T1w.nii.gz", brain(3))
     truncated(folder / "sub-01_T1w.nii.gz", 0.5)
     (folder / "sub-04_T1w.nii.gz").symlink_to("gone")
-    with pytest.raises(DataError, match="2 of 5 scans cannot be used: .* --skip-bad-scans\n.*sub-01.*\n.*sub-04"):
+    with pytest.raises(DataError, match=r"2 of 5 scans cannot be used: .* --skip-bad-scans\n.*sub-01.*\n.*sub-04"):
         prepare(folder, caches)
     cohort = prepare(folder, caches, skip_bad_scans=True)
     assert [scan.subject for scan in cohort.index.scans] == ["sub-00", "sub-02", "sub-03"]
@@ -613,6 +615,9 @@ def test_the_fingerprint_is_of_contents_and_settings_not_of_places(folder, cache
     first = prepare(folder, caches)
     moved = shutil.copytree(folder, tmp_path / "elsewhere" / "lab")
     assert prepare(moved, caches).folder == first.folder
+    (moved / "z").mkdir()
+    (moved / "sub-00_T1w.nii.gz").rename(moved / "z" / "sub-00_T1w.nii.gz")
+    assert prepare(moved, caches).folder == first.folder
     os.utime(folder / "sub-00_T1w.nii.gz", (0, 0))
     assert prepare(folder, caches).fingerprint == first.fingerprint
     others = [prepare(folder, caches, **settings).fingerprint for settings in ({"split_seed": 1}, {"voxel_mm": 5})]
@@ -635,8 +640,8 @@ DAMAGE = {
     "header cut": lambda cache: cut(cache / "volumes.npy", 40),
     "volumes empty": lambda cache: cut(cache / "volumes.npy", 0),
     "volumes of another shape": lambda cache: np.save(cache / "volumes.npy", np.zeros((3, 48, 48, 16), np.float16)),
-    "volumes of another type": lambda cache: np.save(cache / "volumes.npy", np.zeros((3, 48, 48, 32), np.int16)),
-    "volumes of another kind": lambda cache: np.savez((cache / "volumes.npy").open("wb"), a=np.zeros(3)),
+    "volumes of another type": lambda cache: np.save(cache / "volumes.npy", np.zeros((3, 48, 48, 48), np.int16)),
+    "volumes of another kind": lambda cache: (cache / "volumes.npy").write_bytes(b"PK\x03\x04" + bytes(200)),
     "another format": lambda cache: (cache / "index.json").write_text(
         (cache / "index.json").read_text().replace('"format": 1', '"format": 0')
     ),
@@ -648,7 +653,7 @@ def test_a_damaged_cache_is_refused_and_made_again(what, folder, caches):
     cohort = prepare(folder, caches)
     whole = contents(cohort)
     DAMAGE[what](cohort.folder)
-    with pytest.raises(DataError, match="delete it and it is made again$"):
+    with pytest.raises(DataError, match=r"delete it and it is made again$"):
         Cohort(cohort.folder)
     assert contents(prepare(folder, caches)) == whole
 
@@ -658,7 +663,7 @@ def test_a_scan_that_changes_meanwhile_is_refused(folder, caches):
         if (what, done) == ("preprocessing", 1):
             save(folder / "sub-01_T1w.nii.gz", brain(5))
 
-    with pytest.raises(DataError, match="sub-01_T1w.nii.gz: it changed while it was being prepared; leave it alone"):
+    with pytest.raises(DataError, match=r"sub-01_T1w.nii.gz: it changed while it was being prepared; leave it alone"):
         prepare_cohort(folder, CohortSettings(), caches, meddle)
     assert left_behind(caches) == []
 
@@ -666,7 +671,7 @@ def test_a_scan_that_changes_meanwhile_is_refused(folder, caches):
 def test_a_full_disk_leaves_nothing(folder, caches, monkeypatch):
     usage = shutil.disk_usage(folder)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=400_000))
-    with pytest.raises(DataError, match=r"3 scans of 48x48x32 voxels need 0.00044 GB and 0.0004 GB are free; free"):
+    with pytest.raises(DataError, match=r"3 scans of 48x48x48 voxels need 0.00066 GB and 0.0004 GB are free; free"):
         prepare(folder, caches)
     assert left_behind(caches) == []
 

@@ -26,7 +26,7 @@ BELOW = {  # what each part may import of ours, beside the ground
     "initialisers": {"codebooks", "models", "data"},
     "tracking": set(),
     "training": {"models", "codebooks", "initialisers", "data", "metrics", "checkpoints", "figures", "tracking"},
-    "study": {"training", "tracking", "executors", "settings"},
+    "study": {"training", "tracking", "executors", "settings", "data"},
 }
 
 

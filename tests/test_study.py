@@ -53,6 +53,8 @@ def begin(settings: Settings, cohort: Cohort, sweep: Sweep, *, trials: int, name
         seed=0,
         sweep=sweep,
         folder=settings.runs.resolve() / name,
+        scans=cohort.folder,
+        cohort_settings=cohort.index.settings,
         cohort=cohort.folder,
         cohort_fingerprint=cohort.fingerprint,
         cohort_summary=cohort.summary(),

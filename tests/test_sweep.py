@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -138,7 +139,7 @@ def test_a_stopped_sweep_says_how_to_resume_and_does(sign: signal.Signals, statu
     process.send_signal(sign)
     output = process.communicate(timeout=60)[0]
     assert process.returncode == status, output
-    assert "resume   1 trials to finish: somvq resume tiny, or the same command again" in output
+    assert "resume   1 trial to finish: somvq resume tiny, or the same command again" in output
     assert run.progress().state == "interrupted"
     assert not (run.folder / "lease.json").exists()
     assert "1 waiting, 0 to go of 1 trials" in somvq(place, "status", "tiny")
@@ -173,3 +174,11 @@ def test_train_is_named_by_its_settings_and_resumes(place: Path) -> None:
     runs = list((place / "runs").glob("train-ae-*/0000"))
     assert len(runs) == 1
     assert epochs_trained(Run(runs[0])) == [1, 2]
+
+
+def test_a_study_whose_prepared_cohort_was_cleaned_away_prepares_it_again(place: Path) -> None:
+    somvq(place, "sweep", "tiny", "--trials", "1", "--set", "epochs=1")
+    shutil.rmtree(place / "cohorts")
+    told = somvq(place, "resume", "tiny", "--trials", "2")
+    assert "8 scans of 48x48x48 voxels" in told
+    assert "tiny: 2 done" in told

@@ -104,8 +104,8 @@ def quiet() -> Iterator[None]:
 
 def check_stream(path: Path) -> None:
     """Reads a gzip stream to its end: nibabel never checks the sum there, and loads flipped bits silently."""
-    if path.exists() and not path.is_file():
-        raise OSError("it is not a file")  # opening a pipe would wait for ever
+    if not path.is_file():
+        raise FileNotFoundError(path)  # opening a pipe would wait for ever
     if path.name.lower().endswith((".gz", ".mgz")):
         with gzip.open(path) as stream:
             while stream.read(1 << 22):
@@ -114,12 +114,13 @@ def check_stream(path: Path) -> None:
 
 def damage(path: Path, error: BaseException) -> str:
     """What a file that cannot be read looks like, in a few words."""
-    if not path.exists():
-        target = path.readlink() if path.is_symlink() else ""
-        return f"it is a link to {target}, which is not there" if target else "no such file"
     try:
+        if not path.exists():
+            return f"it is a link to {path.readlink()}, which is not there" if path.is_symlink() else "no such file"
+        if not path.is_file():
+            return "it is not a file"
         with path.open("rb") as file:
-            head = file.read(132) if path.is_file() else b"-"
+            head = file.read(132)
     except OSError as reason:
         return str(reason.strerror)
     if not head:
@@ -156,9 +157,10 @@ def check_header(path: Path, image: Any) -> None:
     if kind.kind not in "iuf":
         sort = "complex" if kind.kind == "c" else "colours"
         raise DataError(f"{path}: its voxels are {sort}, not numbers on one scale; export the magnitude, in grey")
-    if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine[:3, :3])) < 1e-6:
+    axes = image.affine[:3, :3]
+    sides = np.linalg.norm(axes, axis=0)
+    if not np.isfinite(image.affine).all() or abs(np.linalg.det(axes)) <= 1e-3 * sides.prod():
         raise DataError(f"{path}: its affine is not invertible, so nobody knows which way is up; set sform or qform")
-    sides = nib.affines.voxel_sizes(image.affine)
     if min(sides) < VOXEL_LIMITS_MM[0] or max(sides) > VOXEL_LIMITS_MM[1]:
         size = " x ".join(f"{side:.3g}" for side in sides)
         raise DataError(

@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
@@ -36,17 +37,17 @@ def main(folder: Path, parent: int) -> int:
     with (folder / ".attempt.lock").open("a") as lock:
         take(lock.fileno())
         run.set_state("running", new_attempt=True)
-        state, why = train(run, stopping)
+        state, why = train(run, lambda: bool(stopping) or os.getppid() != parent)
         run.set_state(state, why)
     return EXIT[state]
 
 
-def train(run: Run, stopping: list[int]) -> tuple[State, str]:
+def train(run: Run, should_stop: Callable[[], bool]) -> tuple[State, str]:
     """How the training ended, and why."""
     from somvq.training import Diverged, Interrupted, fit  # torch takes seconds to load
 
     try:
-        fit(run, lambda: bool(stopping))
+        fit(run, should_stop)
     except Interrupted as stop:
         return "interrupted", str(stop)
     except Diverged as divergence:
@@ -61,7 +62,7 @@ def train(run: Run, stopping: list[int]) -> tuple[State, str]:
 
 def die_with(parent: int, by: signal.Signals = signal.SIGKILL) -> None:
     """Ends this process when `parent` does, however it does: an orphan would train beside its successor."""
-    if sys.platform == "linux":
+    if sys.platform == "linux":  # elsewhere it is noticed at the next step
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, by)
     if os.getppid() != parent:
         raise SystemExit(143)

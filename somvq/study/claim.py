@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import socket
+import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +81,9 @@ def is_alive(path: Path) -> bool:
 
 def start_of(pid: int) -> str | None:
     """When process `pid` started, in a form that no later process of the same number shares; none if there is none."""
+    if not Path("/proc/self/stat").exists():  # not Linux
+        asked = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
+        return asked.stdout.strip() or None
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
@@ -105,7 +109,7 @@ class Claim:
 
 def claim_trial(opened: OpenStudy) -> Claim | None:
     """A trial to train: one whose worker died, else a new one; none when the study has all its trials."""
-    with locked(opened.record.folder / "claim.lock"):
+    with locked(opened.record.folder / ".claim.lock"):
         study, record = opened.study, opened.record
         trials = study.get_trials(deepcopy=False)
         study.sampler = build_sampler(record.sweep, derive_seed(record.seed, "ask", len(trials)))

@@ -10,7 +10,7 @@ import optuna
 from optuna.study import Study
 from pydantic import ValidationError
 
-from somvq.config import Frozen, RunConfig, derive_seed
+from somvq.config import CohortSettings, Frozen, RunConfig, derive_seed
 from somvq.definitions import Sweep
 from somvq.errors import StudyError
 from somvq.files import locked
@@ -32,7 +32,9 @@ class StudyRecord(Frozen):
     seed: int
     sweep: Sweep
     folder: Path  # of its runs
-    cohort: Path  # prepared
+    scans: Path  # the cohort's folder, as the user named it
+    cohort_settings: CohortSettings
+    cohort: Path  # prepared from them
     cohort_fingerprint: str
     cohort_summary: str
     wandb_project: str
@@ -146,7 +148,7 @@ def create_or_resume(settings: Settings, record: StudyRecord) -> tuple[OpenStudy
         if found is None:
             return begin_study(settings, record), False
     refuse_another_space(record.name, found.record.sweep, record.sweep)
-    refuse_another_cohort(found.record, record)
+    refuse_another_cohort(found.record, record.cohort_fingerprint, record.cohort_summary)
     return found, True
 
 
@@ -161,12 +163,12 @@ def begin_study(settings: Settings, record: StudyRecord) -> OpenStudy:
     return OpenStudy(study)
 
 
-def refuse_another_cohort(had: StudyRecord, has: StudyRecord) -> None:
+def refuse_another_cohort(record: StudyRecord, fingerprint: str, summary: str) -> None:
     """Trials on different scans cannot be compared."""
-    if had.cohort_fingerprint != has.cohort_fingerprint:
-        before, after = (f"{record.cohort.name} ({record.cohort_summary})" for record in (had, has))
+    if record.cohort_fingerprint != fingerprint:
+        had, has = f"{record.cohort_fingerprint} ({record.cohort_summary})", f"{fingerprint} ({summary})"
         advice = "Give a new study a name: --study NAME"
-        raise StudyError(f"study '{had.name}' is on another cohort: {before}, not {after}. {advice}")
+        raise StudyError(f"study '{record.name}' is on another cohort: {had}, not {has}. {advice}")
 
 
 def new_uid() -> str:

@@ -54,7 +54,8 @@ class Supervisor:
                     self.show(live)
                 time.sleep(POLL_S)
         self.stop_all()
-        self.reporter.report(read_status(self.opened))
+        if not self.console.is_terminal:
+            self.reporter.report(read_status(self.opened))
         return 128 + stop.signal if stop.asked() else 0
 
     def start(self, slot: int) -> None:

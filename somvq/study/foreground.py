@@ -1,0 +1,167 @@
+"""What `somvq sweep`, `train` and `resume` do in the foreground: prepare, begin or find, supervise, report."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from somvq.config import CohortSettings
+from somvq.data.cache import OnScan, prepare_cohort
+from somvq.data.cohort import Cohort
+from somvq.data.demo import make_demo_cohort
+from somvq.definitions import JobDefinition, Sweep
+from somvq.executors import EXECUTORS
+from somvq.settings import PREFIX, Settings
+from somvq.study.record import (
+    OpenStudy,
+    StudyRecord,
+    create_or_resume,
+    find_study,
+    load_study,
+    new_uid,
+    refuse_another_cohort,
+    study_folder,
+)
+from somvq.study.space import refuse_another_space
+from somvq.study.status import Status, leaderboard, read_status, silence_optuna, summary_line
+from somvq.study.supervisor import Supervisor
+
+DEMO_SUBJECTS, DEMO_VOXEL_MM = 24, 2.12
+
+
+def open_study(
+    settings: Settings, sweep: Sweep, name: str, seed: int, scans: CohortSettings, console: Console
+) -> OpenStudy:
+    """The study `name`, begun or found, on its prepared cohort."""
+    silence_optuna()
+    folder = study_folder(settings, name)
+    if found := find_study(settings, name):  # what is wrong with the request is said before anything is prepared
+        refuse_another_space(name, found.record.sweep, sweep)
+    folder.mkdir(parents=True, exist_ok=True)
+    prepared = prepare(settings, scans, console)
+    record = StudyRecord(
+        name=name,
+        uid=new_uid(),
+        seed=seed,
+        sweep=sweep,
+        folder=folder,
+        scans=(settings.cohort or demo_folder(settings)).resolve(),
+        cohort_settings=scans,
+        cohort=prepared.folder,
+        cohort_fingerprint=prepared.fingerprint,
+        cohort_summary=prepared.summary(),
+        wandb_project=settings.wandb_project,
+        wandb_entity=settings.wandb_entity,
+    )
+    opened, resumed = create_or_resume(settings, record)
+    console.print(f"study    {name}, {'found' if resumed else 'begun'} in {shorten(folder)}", soft_wrap=True)
+    return opened
+
+
+def reopen_study(settings: Settings, name: str, console: Console) -> OpenStudy:
+    """The study `name` as it was begun; its cohort is prepared again if that was cleaned away since."""
+    silence_optuna()
+    opened = load_study(settings, name)
+    record = opened.record
+    if not (record.cohort / "index.json").exists():
+        prepared = prepare_scans(record.scans, record.cohort_settings, record.cohort.parent, console)
+        refuse_another_cohort(record, prepared.fingerprint, prepared.summary())
+    return opened
+
+
+def demo_folder(settings: Settings) -> Path:
+    """Where the demo cohort is."""
+    return settings.cohorts / "demo"
+
+
+def prepare(settings: Settings, wanted: CohortSettings, console: Console) -> Cohort:
+    """The cohort of the settings, prepared; the demo cohort, made first, where they name none."""
+    folder = settings.cohort
+    if folder is None:
+        folder = demo_folder(settings)
+        synthetic = f"{DEMO_SUBJECTS} synthetic brains at {DEMO_VOXEL_MM:g} mm"
+        console.print(f"cohort   none given, so {synthetic}, in {folder}", soft_wrap=True)
+        with progress_bar(console) as on_scan:
+            make_demo_cohort(
+                folder,
+                subjects=DEMO_SUBJECTS,
+                voxel_mm=DEMO_VOXEL_MM,
+                on_subject=lambda done, of: on_scan("making brains", done, of),
+            )
+    return prepare_scans(folder, wanted, settings.cohorts.resolve() / "prepared", console)
+
+
+def prepare_scans(folder: Path, wanted: CohortSettings, caches: Path, console: Console) -> Cohort:
+    """The scans in `folder` prepared below `caches`; says what they are, and what is odd about them."""
+    with progress_bar(console) as on_scan:
+        prepared = prepare_cohort(folder, wanted, caches, on_scan)
+    console.print(f"cohort   {folder}: {prepared.summary()}", soft_wrap=True)
+    for line in prepared.index.left_out:
+        console.print(f"[yellow]left out[/] {escape(line)}", soft_wrap=True)
+    for scan in prepared.index.scans:
+        for warning in scan.warnings:
+            console.print(f"[yellow]warning[/]  {escape(f'{scan.file}: {warning}')}", soft_wrap=True)
+    return prepared
+
+
+@contextmanager
+def progress_bar(console: Console) -> Iterator[OnScan]:
+    """A bar on a terminal, nothing elsewhere."""
+    columns = (TextColumn("{task.description:15}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        tasks: dict[str, Any] = {}
+
+        def on_scan(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what, total=total)
+            progress.update(tasks[what], completed=done, total=total)
+
+        yield on_scan
+
+
+def supervise(settings: Settings, opened: OpenStudy, place: JobDefinition, console: Console) -> int:
+    """Runs workers until the study is done, then says what came of it; the exit status."""
+    environment = {PREFIX + name.upper(): str(value) for name, value in settings if value is not None}
+    environment["SOMVQ_RUNS"] = str(settings.runs.resolve())
+    executor = EXECUTORS[place.executor](place.workers)
+    ended = Supervisor(opened, executor, place.workers, environment, console).run()
+    status = read_status(opened)
+    if status.ranked():
+        console.print()
+        console.print(leaderboard(status))
+    console.print()
+    console.print(summary_line(status), style="bold")
+    console.print(advise(status), soft_wrap=True)
+    return ended
+
+
+def advise(status: Status) -> str:
+    """What to do next: look, put on W&B, resume, go on."""
+    folder = shorten(Path(status.folder))
+    lines = []
+    if status.ranked():
+        best = f"{folder}/{status.ranked()[0].number:04d}"
+        lines.append(f"look     {best}/figures (the best trial; the others are beside it)")
+    pages = sorted(Path(status.folder).glob("*/wandb/offline-run-*"))
+    if pages:
+        lines.append(f"W&B      offline so far; look at one: wandb leet {shorten(pages[-1])}")
+        lines.append(f"         put all online, with an account: wandb sync {folder}/*/wandb/offline-run-*")
+    unfinished = status.target - status.finished
+    if unfinished > 0:
+        count = "1 trial" if unfinished == 1 else f"{unfinished} trials"
+        lines.append(f"resume   {count} to finish: somvq resume {status.study}, or the same command again")
+    else:
+        lines.append("resume   the same command goes on after any interruption; nothing is left to do now")
+        lines.append(f"go on    somvq resume {status.study} --trials {status.target * 2}")
+    failed = [trial for trial in status.trials if trial.state == "failed"]
+    lines += [f"failed   trial {trial.number}: {trial.reason or 'see its attempts.log'}" for trial in failed[:3]]
+    return "\n".join(escape(line) for line in lines)
+
+
+def shorten(path: Path) -> Path:
+    """`path` from here, if it is below."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
