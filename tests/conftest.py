@@ -2,9 +2,7 @@
 
 import os
 
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "1"
-)  # read when torch loads, also by children
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch loads, also by children
 
 from pathlib import Path
 

@@ -554,9 +554,15 @@ def test_bad_scans_can_be_left_out_and_are_named(folder, caches):
     cohort = prepare(folder, caches, skip_bad_scans=True)
     assert [scan.subject for scan in cohort.index.scans] == ["sub-00", "sub-02", "sub-03"]
     assert [line[:19] for line in cohort.index.left_out] == ["sub-01_T1w.nii.gz: ", "sub-04_T1w.nii.gz: "]
+    with pytest.raises(DataError, match=r"2 of 5 scans cannot be used: .* --skip-bad-scans"):
+        prepare(folder, caches)  # prepared now, but not agreed to
     truncated(folder / "sub-02_T1w.nii.gz", 0.5)
     with pytest.raises(DataError, match=r"^2 subjects .* give scans of at least 3; left out 3 of 5 scans: .*sub-01"):
         prepare(folder, caches, skip_bad_scans=True)
+
+
+def test_agreeing_to_skip_bad_scans_does_not_make_another_cohort_where_there_are_none(folder, caches):
+    assert prepare(folder, caches).fingerprint == prepare(folder, caches, skip_bad_scans=True).fingerprint
 
 
 # Splits

@@ -61,12 +61,13 @@ def prepare_cohort(folder: Path, settings: CohortSettings, caches: Path, on_scan
     sources = find_sources(folder, on_scan)
     split_subjects([source.subject for source in sources], settings.split_seed)  # refuse too few before reading any
     content = sorted((source.subject, source.sha256) for source in sources)
-    fingerprint = signature([FORMAT, settings.model_dump(mode="json"), content])
+    decisive = settings.model_dump(mode="json", exclude={"skip_bad_scans"})  # consent, not content
+    fingerprint = signature([FORMAT, decisive, content])
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", folder.resolve().name).strip("-")[:60] or "cohort"
     target = caches / f"{name}-{fingerprint}"
     with locked(caches / f".{target.name}.lock"):
         try:
-            return Cohort(target)
+            cohort = Cohort(target)
         except DataError:  # not there, or damaged
             usable, refused = survey(sources, settings, on_scan)
             shape = settings.shape or common_shape(usable)
@@ -84,7 +85,10 @@ def prepare_cohort(folder: Path, settings: CohortSettings, caches: Path, on_scan
                     versions={package: version(package) for package in ("somvq", "numpy", "nibabel", "scipy")},
                 )
                 write_json(partial / "index.json", index.model_dump(mode="json"))
-            return Cohort(target)
+            cohort = Cohort(target)
+    if cohort.index.left_out and not settings.skip_bad_scans:  # prepared when the user had agreed to it
+        raise DataError(complaint(cohort.index.left_out, len(sources)))
+    return cohort
 
 
 def find_sources(folder: Path, on_scan: OnScan) -> list[Source]:
