@@ -44,8 +44,8 @@ METRICS = {
     "codebook/entropy": "entropy of s over ln K, mean over validation tokens: 0 one node each, 1 all alike (collapse)",
     "map/neighbour_r": "mean Pearson r of neighbouring codes, the codebook's mean removed",
     "map/neighbour_r_raw": "mean Pearson r of neighbouring codes as they are (the paper's; inflated by the mean)",
-    "map/topographic_error": "share of validation tokens whose two nearest nodes are not neighbours (4, as the map)",
-    "time/epoch_s": "seconds of the epoch, validation and checkpoint included",
+    "map/topographic_error": "share of validation tokens whose two nearest nodes are no neighbours; a torus has more",
+    "time/epoch_s": "seconds of the epoch, validation included",
 }
 
 State = Literal["waiting", "running", "complete", "failed", "diverged", "pruned", "interrupted"]

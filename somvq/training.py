@@ -124,7 +124,7 @@ class Training:
         self.model.load_state_dict(saved["model"])
         self.optimiser.load_state_dict(saved["optimiser"])
         epoch, row = int(saved["epoch"]), saved["row"]
-        if figures_due(epoch, self.config.epochs) and not self.run.figures_of(epoch):  # killed before they were drawn
+        if len(self.run.rows()) < epoch:  # killed between its checkpoint and its last figure
             self.draw(epoch, row, self.validate())
         self.run.reconcile(row)
         return epoch

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from somvq.runs import METRICS
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "somvq"
 GROUND = {"errors", "files", "config", "definitions", "runs"}
@@ -86,3 +88,9 @@ def test_documents_name_commands_and_files_that_exist(document: str) -> None:
         assert f"\n{target}:" in makefile, target
     for link in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (ROOT / link).exists(), link
+
+
+def test_the_readme_defines_every_metric_as_the_code_does() -> None:
+    text = (ROOT / "README.md").read_text().replace("&#124;", "|")
+    for key, definition in METRICS.items():
+        assert f"| `{key}` | {definition} |" in text, key
