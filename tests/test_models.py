@@ -265,8 +265,10 @@ def test_the_target_is_that_of_the_whole_training_set_in_eval_mode():
     with torch.no_grad():
         s = share(model.eval().encoder(scans), model.codebook.codes)
     np.testing.assert_allclose(model.frequency, s.sum(0), rtol=1e-3)
-    np.testing.assert_allclose(model.targets.flatten(0, 1), target_by_hand(s, s.sum(0)), rtol=1e-3, atol=1e-6)
-    assert model.targets.shape == (4, 8, NODES)
+    np.testing.assert_allclose(model.target(torch.arange(4)), target_by_hand(s, s.sum(0)), rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(
+        model.target(torch.tensor([2])), target_by_hand(s, s.sum(0))[16:24], rtol=1e-3, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -276,29 +278,29 @@ def test_to_fix_the_target_changes_neither_mode_nor_batch_statistics(training):
     model.start_epoch([some_scans()])
     assert model.training == model.encoder.training == training
     assert all(torch.equal(model.state_dict()[key], value) for key, value in before.items())
-    assert not model.targets.requires_grad
+    assert not model.target(torch.arange(2)).requires_grad
 
 
 def test_the_target_stands_still_through_an_epoch_while_weights_move():
     model, scans = psom(), some_scans(4)
     model.start_epoch([scans])
     rows = torch.tensor([2, 0])
-    target = model.targets.clone()
+    target = model.target(rows)
     optimiser = torch.optim.Adam(model.parameters(), 0.05)
     losses = []
     for _ in range(3):
         output = model(scans[rows], rows)
         s = share(output.z, model.codebook.codes)
-        expected = hardening_by_hand(target[rows].flatten(0, 1).double().numpy(), s)
+        expected = hardening_by_hand(target.double().numpy(), s)
         losses.append(float(output.losses["hardening"].detach()))
         assert losses[-1] == pytest.approx(expected, rel=1e-3)
         optimiser.zero_grad()
         objective(model, output.losses).backward()
         optimiser.step()
-    assert torch.equal(model.targets, target)
+    assert torch.equal(model.target(rows), target)
     assert len(set(losses)) == 3
     model.start_epoch([scans])
-    assert not torch.allclose(model.targets, target, atol=1e-3)
+    assert not torch.allclose(model.target(rows), target, atol=1e-3)
 
 
 def test_a_validation_target_has_the_training_sets_frequencies():
@@ -313,9 +315,9 @@ def test_a_validation_target_has_the_training_sets_frequencies():
 def test_validation_does_not_change_the_epochs_target():
     model, scans = psom(), some_scans(3)
     model.start_epoch([scans[:2]])
-    kept, frequency = model.targets.clone(), model.frequency.clone()
+    kept, frequency = model.target(torch.arange(2)), model.frequency.clone()
     model.eval()(scans[2:])
-    assert torch.equal(model.targets, kept)
+    assert torch.equal(model.target(torch.arange(2)), kept)
     assert torch.equal(model.frequency, frequency)
 
 
@@ -344,6 +346,6 @@ def test_bfloat16_convolutions_leave_the_codebooks_terms_in_full_precision():
     model.start_epoch([some_scans()])
     with torch.autocast("cpu", torch.bfloat16):
         output = model(some_scans(), torch.arange(2))
-    again = model.codebook.losses(flatten(output.z).float(), model.targets.flatten(0, 1))
+    again = model.codebook.losses(flatten(output.z).float(), model.target(torch.arange(2)))
     for term in ("hardening", "neighbours"):
         assert float(output.losses[term].detach()) == pytest.approx(float(again[term].detach()), rel=1e-6)

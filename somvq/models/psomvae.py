@@ -31,21 +31,29 @@ class PSOMVAE(nn.Module):
         self.codebook = PSOM(grid, CHANNELS, alpha)
         self.weights = {"reconstruction": 1.0, "hardening": gamma, "neighbours": beta}
         self.register_buffer("frequency", torch.ones(grid.nodes))  # f_j over the training set, once an epoch
-        self.targets: Tensor | None = None  # t_ij, (training scans, tokens a scan, K); made again every epoch, not kept
+        self.epoch_tokens: Tensor | None = None  # of the training set as the epoch began, (scans, tokens a scan, C)
+        self.epoch_codes: Tensor | None = None  # then, (K, C)
 
     @torch.no_grad()
     def start_epoch(self, batches: Iterable[Tensor]) -> None:
-        """Fixes the target distribution for an epoch, from the whole training set in order, in eval mode (T-DPSOM)."""
+        """Fixes the target distribution for an epoch, from the whole training set in order, in eval mode (T-DPSOM).
+
+        What decides it is kept, not the distribution itself, which is K / C times as large.
+        """
         training = self.training
         self.eval()
-        s = torch.cat([self.assign(self.encoder(scans)) for scans in batches])
+        tokens = [flatten(self.encoder(scans)).float().view(len(scans), -1, CHANNELS) for scans in batches]
         self.train(training)
-        self.frequency.copy_(s.sum((0, 1)))
-        self.targets = sharpen(s.flatten(0, 1), self.frequency).view_as(s)
+        self.frequency.copy_(torch.stack([self.codebook.assign(part.flatten(0, 1)).sum(0) for part in tokens]).sum(0))
+        self.epoch_tokens, self.epoch_codes = torch.cat(tokens), self.codebook.codes.detach().clone()
 
-    def assign(self, z: Tensor) -> Tensor:
-        """s_ij of each scan's tokens, (B, tokens, K)."""
-        return self.codebook.assign(flatten(z).float()).view(len(z), -1, self.codebook.grid.nodes)
+    @torch.no_grad()
+    def target(self, rows: Tensor) -> Tensor:
+        """t_ij of the training scans at `rows`, (N, K): the same all through an epoch."""
+        assert self.epoch_tokens is not None, "start_epoch fixes the target"
+        assert self.epoch_codes is not None, "start_epoch fixes the target"
+        s = self.codebook.log_assign(self.epoch_tokens[rows].flatten(0, 1), self.epoch_codes).exp()
+        return sharpen(s, self.frequency)
 
     def forward(self, scans: Tensor, rows: Tensor | None = None) -> Output:
         """One pass; `rows` are the scans' places in the training set, none when validating.
@@ -55,10 +63,7 @@ class PSOMVAE(nn.Module):
         z = self.encoder(scans)
         reconstruction = self.decoder(z)
         tokens = flatten(z).float()
-        if rows is None or self.targets is None:
-            target = sharpen(self.codebook.assign(tokens), self.frequency)
-        else:
-            target = self.targets[rows].flatten(0, 1)
+        target = sharpen(self.codebook.assign(tokens), self.frequency) if rows is None else self.target(rows)
         losses = self.codebook.losses(tokens, target)
         return Output(reconstruction, z, {"reconstruction": F.mse_loss(reconstruction.float(), scans), **losses})
 
