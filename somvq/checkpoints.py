@@ -1,5 +1,6 @@
 """A run whole at its last epoch: saved atomically, loaded without running anyone's code."""
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ FORMAT = 1
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """`content` (tensors, numbers, strings and dicts of them) at `path`, whole or not at all."""
-    write_whole(path, lambda file: torch.save({"format": FORMAT, **content}, file))
+    buffer = io.BytesIO()  # torch makes something unreadable of a full disk; a file of ours says what it is
+    torch.save({"format": FORMAT, **content}, buffer)
+    write_whole(path, lambda file: file.write(buffer.getbuffer()))
 
 
 def load_checkpoint(path: Path, device: str = "cpu") -> dict[str, Any] | None:

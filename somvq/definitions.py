@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import re
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from itertools import islice, product
@@ -9,16 +10,26 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from somvq.config import Frozen, RunConfig
 from somvq.errors import DefinitionError
-from somvq.runs import METRICS
+from somvq.runs import CODEBOOK_METRICS, METRICS
 
 SEARCHABLE = [name for name in RunConfig.model_fields if name != "seed"]  # each trial has a seed of its own
+
+
+def no_boolean(value: Any) -> Any:
+    """Python takes true for 1; no setting of a run does."""
+    if isinstance(value, bool):
+        raise ValueError(f"{str(value).lower()} is no value of a setting; give a number or a word")
+    return value
+
+
 MOST_COMBINATIONS = 1000  # of a sweep's values that are checked together when it is read
-Scalar = bool | int | float | str
+Number = Annotated[int | float, BeforeValidator(no_boolean)]
+Scalar = Annotated[int | float | str, BeforeValidator(no_boolean)]
 Distribution = Literal["uniform", "log_uniform_values", "int_uniform"]
 Definition = TypeVar("Definition", "Sweep", "JobDefinition")
 
@@ -45,8 +56,8 @@ class Parameter(Frozen):
 
     value: Scalar | None = None
     values: tuple[Scalar, ...] | None = Field(None, min_length=1)
-    min: int | float | None = None
-    max: int | float | None = None
+    min: Number | None = None
+    max: Number | None = None
     distribution: Distribution | None = None
 
     @model_validator(mode="after")
@@ -113,7 +124,7 @@ class Sweep(Frozen):
         for values in islice(
             product(*(p.values or p.samples[:1] for p in self.parameters.values())), MOST_COMBINATIONS
         ):
-            check_together(dict(zip(self.parameters, values, strict=True)))
+            check_together(dict(zip(self.parameters, values, strict=True)), self.metric.name)
         return self
 
     def combinations(self) -> int | None:
@@ -152,8 +163,10 @@ def check_setting(name: str, value: Any) -> None:
             raise ValueError(f"{value!r} is impossible: {plain(own[0])}") from None
 
 
-def check_together(settings: dict[str, Scalar]) -> None:
+def check_together(settings: dict[str, Any], metric: str) -> None:
     """Refuses settings that are possible one by one, but not together."""
+    if settings.get("model") == "ae" and metric in CODEBOOK_METRICS:
+        raise ValueError(f"model ae has no codebook, so {metric} is not measured")
     try:
         RunConfig.model_validate(settings)
     except ValidationError as error:
@@ -176,6 +189,28 @@ def plain(problem: Any, prefix: str = "") -> str:
         return f"give keys and values here, not {problem['input']!r}"
     message: str = problem["msg"].removeprefix("Value error, ")
     return message[0].lower() + message[1:]
+
+
+class Yaml(yaml.SafeLoader):
+    """YAML as people mean it: 5e-3 is a number, and a key that stands twice is a mistake."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping, unless a key stands twice in it."""
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"{key.value} stands here twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
+Yaml.add_implicit_resolver("tag:yaml.org,2002:float", NUMBER, list("-+.0123456789"))
+
+
+def parse_yaml(text: str) -> Any:
+    """What `text` says."""
+    return yaml.load(text, Yaml)
 
 
 def folder_of(kind: Literal["sweeps", "jobs"]) -> Traversable:
@@ -221,9 +256,12 @@ def read_definition(file: Traversable, kind: type[Definition]) -> Definition:
     Raises:
         DefinitionError: the file, the line, the key and what is allowed.
     """
-    text = file.read_text(encoding="utf-8")
     try:
-        return kind.model_validate(yaml.safe_load(text) or {})
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DefinitionError(f"{file}: is not text in UTF-8; is it a YAML file?") from error
+    try:
+        return kind.model_validate(parse_yaml(text) or {})
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark else ""

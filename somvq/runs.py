@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict
 
 from somvq.config import RunConfig
 from somvq.errors import RunError
-from somvq.files import sync_folder, write_json
+from somvq.files import write_json, write_whole
 
 Row = dict[str, float]
 
@@ -38,6 +38,7 @@ METRICS = {
     "val/ssim_q": "SSIM of x'_q, decoded from the nearest codes; as val/ssim",
     "val/psnr": "PSNR of x'_e in dB, peak = range of the scan; mean over scans",
     "val/psnr_max": "PSNR of x'_e in dB, peak = maximum of the z-scored scan (the paper's); mean over scans",
+    "val/psnr_q": "PSNR of x'_q; as val/psnr",
     "codebook/used": "codes that are nearest to at least one token of the validation set",
     "codebook/used_share": "codebook/used as a share of all codes",
     "codebook/perplexity": "exp of the entropy of code use over the validation set: codes used, if evenly",
@@ -47,6 +48,12 @@ METRICS = {
     "map/topographic_error": "share of validation tokens whose two nearest nodes are no neighbours; a torus has more",
     "time/epoch_s": "seconds of the epoch, validation included",
 }
+
+CODEBOOK_METRICS = frozenset(
+    name
+    for name in METRICS
+    if name.endswith(("_q", "/hardening", "/neighbours")) or name.startswith(("codebook/", "map/"))
+)
 
 State = Literal["waiting", "running", "complete", "failed", "diverged", "pruned", "interrupted"]
 FINISHED: frozenset[State] = frozenset({"complete", "failed", "diverged", "pruned"})
@@ -69,13 +76,17 @@ class RunRecord(BaseModel):
     config: RunConfig
     cohort: Path  # the prepared cohort: a folder of data/cache.py
     cohort_fingerprint: str
-    stage: Path | None = None  # run folder of the trained auto-encoder that init needs
+    stage: str | None = None  # the trained auto-encoder that init needs: its run's folder, as seen from this one
     study: str
     name: str  # "psom t0007"
     wandb_id: str
     wandb_project: str = "somvq"
     wandb_entity: str | None = None
     versions: dict[str, str] = {}
+
+    def identity(self) -> dict[str, Any]:
+        """What makes a run itself: all but where its cohort is, and what it was begun with."""
+        return self.model_dump(exclude={"cohort", "versions"})
 
 
 class Run:
@@ -90,12 +101,20 @@ class Run:
 
     @classmethod
     def create(cls, folder: Path, record: RunRecord) -> "Run":
-        """A new run at `folder`; one that is there already stays as it is."""
+        """A new run at `folder`, or the one that is there already; its cohort may have moved meanwhile.
+
+        Raises:
+            RunError: what is there is another run.
+        """
         run = cls(folder)
         run.figures.mkdir(parents=True, exist_ok=True)
-        if not (folder / "config.json").exists():
-            write_json(folder / "config.json", record.model_dump(mode="json"))
-        return run
+        config = folder / "config.json"
+        if config.exists():
+            if run.record.identity() != record.identity():
+                raise RunError(f"{folder} holds {run.record.name} of another study; move it away")
+            record = run.record.model_copy(update={"cohort": record.cohort})
+        write_json(config, record.model_dump(mode="json"))
+        return cls(folder)
 
     @cached_property
     def record(self) -> RunRecord:
@@ -107,10 +126,13 @@ class Run:
 
     def progress(self) -> Progress:
         """How far the run is."""
+        path = self.folder / "state.json"
         try:
-            return Progress.model_validate_json((self.folder / "state.json").read_text())
+            return Progress.model_validate_json(path.read_text())
         except FileNotFoundError:
             return Progress()
+        except ValueError as error:
+            raise RunError(f"{path} is damaged; delete it, and its run goes on from its checkpoint") from error
 
     def set_state(self, state: State, reason: str = "", *, new_attempt: bool = False) -> None:
         """Writes state.json."""
@@ -125,7 +147,10 @@ class Run:
         except FileNotFoundError:
             return []
         whole = text[: text.rfind("\n") + 1]
-        return [json.loads(line) for line in whole.splitlines()]
+        try:
+            return [json.loads(line) for line in whole.splitlines()]
+        except ValueError as error:
+            raise RunError(f"{self.ledger} is damaged ({error}); restore it, or delete its run's folder") from error
 
     def append(self, row: Row) -> None:
         """One more line of the ledger, on disk when this returns."""
@@ -140,10 +165,8 @@ class Run:
         A kill between checkpoint and ledger leaves the ledger one row short (or one torn line long).
         """
         rows = [row for row in self.rows() if row["epoch"] < last["epoch"]]
-        partial = self.ledger.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in [*rows, last]))
-        os.replace(partial, self.ledger)
-        sync_folder(self.folder)
+        text = "".join(json.dumps(row) + "\n" for row in [*rows, last])
+        write_whole(self.ledger, lambda file: file.write(text.encode()))
 
     def figures_of(self, epoch: int) -> dict[str, Path]:
         """The figures drawn after `epoch`, by name."""

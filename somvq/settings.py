@@ -44,6 +44,10 @@ def read_settings(**given: Any) -> Settings:
         DefinitionError: where a value is from, what it is, what is allowed.
     """
     spoken = {name: value for name, value in given.items() if value is not None}
+    for name in sorted(os.environ):
+        if name.startswith(PREFIX) and name.removeprefix(PREFIX).lower() not in Settings.model_fields:
+            known = [PREFIX + field.upper() for field in Settings.model_fields]
+            raise DefinitionError(f"{name} is not a setting; {did_you_mean(name, known)}")
     try:
         return Settings(**spoken)
     except yaml.YAMLError as error:
@@ -74,4 +78,5 @@ def origin(name: str, spoken: dict[str, Any]) -> str:
 
 def mask(value: Any) -> str:
     """`value` as text, with the password of a URL hidden."""
-    return re.sub(r"(://[^:/@\s]*:)\S+@", r"\1***@", str(value))
+    hidden = re.sub(r"(://[^:/@\s]*:)\S+@", r"\1***@", str(value))
+    return re.sub(r"([?&](?:password|passwd|token|key)=)[^&\s]+", r"\1***", hidden, flags=re.IGNORECASE)

@@ -139,9 +139,11 @@ class Training:
         stage = self.run.record.stage
         if not self.config.needs_autoencoder or stage is None:
             return None
-        saved = load_checkpoint(stage / "checkpoint.pt", str(self.device))
+        saved = load_checkpoint(self.run.folder / stage / "checkpoint.pt", str(self.device))
         if saved is None:
-            raise RunError(f"{stage} holds no trained auto-encoder; delete it and it is trained again")
+            raise RunError(
+                f"{self.run.folder / stage} holds no trained auto-encoder; delete it and it is trained again"
+            )
         weights: dict[str, Tensor] = saved["model"]
         return weights
 
@@ -231,6 +233,7 @@ class Training:
         with self.autocast():
             image_q = self.model.decoder(quantised).float()
         row["val/ssim_q"] = float(metrics.ssim(scans, image_q).mean())
+        row["val/psnr_q"] = float(metrics.psnr(scans, image_q, metrics.scan_range(scans)).mean())
         return validation._replace(image_q=image_q[0, 0], tokens=flatten(output.z).float(), nodes=nodes.flatten())
 
     def save(self, epoch: int, row: Row) -> None:

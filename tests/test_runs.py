@@ -22,9 +22,27 @@ def run(tmp_path: Path) -> Run:
 
 
 def test_a_run_remembers_what_it_was_told_and_creating_it_again_changes_nothing(run: Run) -> None:
-    again = Run.create(run.folder, run.record.model_copy(update={"name": "another"}))
+    again = Run.create(run.folder, run.record.model_copy(update={"versions": {"somvq": "9"}}))
     assert again.record == run.record
-    assert again.record.name == "s t0000"
+
+
+def test_a_run_whose_cohort_moved_is_told_where_it_is(run: Run, tmp_path: Path) -> None:
+    again = Run.create(run.folder, run.record.model_copy(update={"cohort": tmp_path / "moved"}))
+    assert again.record.cohort == tmp_path / "moved"
+    assert again.record.identity() == run.record.identity()
+
+
+def test_a_folder_that_holds_another_run_is_refused(run: Run) -> None:
+    other = run.record.model_copy(update={"wandb_id": "s-2-t0000"})
+    with pytest.raises(RunError, match="holds s t0000 of another study; move it away"):
+        Run.create(run.folder, other)
+
+
+@pytest.mark.parametrize("name", ["state.json", "metrics.jsonl"])
+def test_a_damaged_file_of_a_run_is_named(name: str, run: Run) -> None:
+    (run.folder / name).write_text("{torn\n")
+    with pytest.raises(RunError, match=f"{name} is damaged"):
+        (run.progress(), run.rows())
 
 
 def test_a_line_torn_by_a_crash_is_no_row(run: Run) -> None:

@@ -146,7 +146,7 @@ def test_set_fixes_a_parameter_and_refuses_what_cannot_be() -> None:
 def test_a_study_refuses_another_space_and_says_what_differs(settings: Settings, tiny_cohort: Cohort) -> None:
     begin(settings, tiny_cohort, make_sweep(), trials=1)
     wider = {**SPACE, "gamma": {"min": 0.1, "max": 9.0}, "alpha": {"value": 3.0}}
-    expected = r"searches another space: gamma was 0.1 to 1.0, is 0.1 to 9.0; alpha was absent, is 3.0. .*--study NAME"
+    expected = r"searches another space: gamma was 0.1 to 1, is 0.1 to 9; alpha was absent, is 3. .*--study NAME"
     with pytest.raises(StudyError, match=expected):
         begin(settings, tiny_cohort, make_sweep(parameters=wider), trials=1)
 

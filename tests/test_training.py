@@ -1,5 +1,6 @@
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ def make_run(folder: Path, cohort: Cohort, *, stage: Path | None = None, **setti
         config=config,
         cohort=cohort.folder,
         cohort_fingerprint=cohort.fingerprint,
-        stage=stage,
+        stage=str(stage) if stage else None,
         study="test",
         name="test t0000",
         wandb_id="test-t0000",
@@ -158,17 +159,17 @@ def test_a_damaged_checkpoint_is_named_and_not_trained_over(tmp_path: Path, tiny
         fit(run)
 
 
-def test_a_checkpoint_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_is_whole_or_not_there(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
     save_checkpoint(path, {"epoch": 1})
 
-    def disk_full(content: object, file: object) -> None:
-        file.write(b"half")  # type: ignore[attr-defined]
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(torch, "save", disk_full)
-    with pytest.raises(OSError, match="No space left"):
-        save_checkpoint(path, {"epoch": 2})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # as a full disk does, the system refuses half-way
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            save_checkpoint(path, {"epoch": 2, "weights": torch.zeros(10_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     saved = load_checkpoint(path)
     assert saved is not None
     assert saved["epoch"] == 1

@@ -12,10 +12,11 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
-from somvq.errors import SomvqError
+from somvq.errors import DataError, SomvqError
 from somvq.runs import Run, State
 
 EXIT: dict[State, int] = {"complete": 0, "diverged": 0, "failed": 1, "interrupted": 143}
@@ -37,13 +38,23 @@ def main(folder: Path, parent: int) -> int:
     with (folder / ".attempt.lock").open("a") as lock:
         take(lock.fileno())
         run.set_state("running", new_attempt=True)
-        state, why = train(run, lambda: bool(stopping) or os.getppid() != parent)
-        run.set_state(state, why)
+        try:
+            state, why = train(run, lambda: bool(stopping) or os.getppid() != parent)
+            run.set_state(state, why)
+        except (OSError, DataError) as error:  # the disk or the cohort, not the settings: nothing of the run is lost
+            print(error)
+            with suppress(OSError):
+                run.set_state("interrupted", str(error))
+            return os.EX_TEMPFAIL
     return EXIT[state]
 
 
 def train(run: Run, should_stop: Callable[[], bool]) -> tuple[State, str]:
-    """How the training ended, and why."""
+    """How the training ended, and why.
+
+    Raises:
+        OSError, DataError: a file could not be read or written.
+    """
     from somvq.training import Diverged, Interrupted, fit  # torch takes seconds to load
 
     try:
@@ -52,6 +63,8 @@ def train(run: Run, should_stop: Callable[[], bool]) -> tuple[State, str]:
         return "interrupted", str(stop)
     except Diverged as divergence:
         return "diverged", str(divergence)
+    except (OSError, DataError):
+        raise
     except SomvqError as error:
         return "failed", str(error)
     except Exception as error:

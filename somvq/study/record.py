@@ -48,7 +48,7 @@ class StudyRecord(Frozen):
         """What the run of trial `number` is told."""
         return RunConfig(**{**self.sweep.fixed(), **suggested, "seed": derive_seed(self.seed, number)})
 
-    def run_record(self, config: RunConfig, *, label: str, stage: Path | None) -> RunRecord:
+    def run_record(self, config: RunConfig, *, label: str, stage: str | None) -> RunRecord:
         """What a run's folder says of itself; `label` is t0007, or ae for the shared auto-encoder."""
         slug = re.sub(r"[^a-z0-9-]+", "-", self.name.lower()).strip("-")[:40] or "study"
         return RunRecord(
@@ -113,6 +113,8 @@ def find_study(settings: Settings, name: str) -> OpenStudy | None:
     if ATTRIBUTE not in study.user_attrs:
         return None  # its maker was killed before it said what it is: made again
     opened = OpenStudy(study)
+    if settings.storage is None:  # the folder that holds study.db is the study's, also when it was moved
+        opened.record = opened.record.model_copy(update={"folder": folder})
     study.pruner = build_pruner(opened.record.sweep)
     return opened
 
@@ -154,6 +156,9 @@ def create_or_resume(settings: Settings, record: StudyRecord) -> tuple[OpenStudy
 
 def begin_study(settings: Settings, record: StudyRecord) -> OpenStudy:
     """A new study, or one whose maker was killed before it said what it is."""
+    if any(record.folder.glob("[0-9]*/config.json")):
+        advice = "move it away, or give the new study a name: --study NAME"
+        raise StudyError(f"{record.folder} holds runs of a study that its storage does not know; {advice}")
     storage = open_storage(storage_url(settings.storage, record.folder))
     study = optuna.create_study(
         study_name=record.name, storage=storage, direction=record.sweep.metric.goal, load_if_exists=True

@@ -9,8 +9,9 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
+from pydantic import ValidationError
 
-from somvq.definitions import Parameter, Sweep
+from somvq.definitions import Parameter, Sweep, plain
 from somvq.errors import DefinitionError, StudyError
 
 
@@ -37,17 +38,17 @@ def override(sweep: Sweep, settings: Mapping[str, Any]) -> Sweep:
     Raises:
         DefinitionError: what is fixed is no setting, or impossible.
     """
-    from pydantic import ValidationError
-
-    from somvq.definitions import plain
-
     parameters = {name: p.model_dump(exclude_none=True) for name, p in sweep.parameters.items()}
-    parameters |= {name: {"value": value} for name, value in settings.items()}
+    for name, value in settings.items():
+        if not isinstance(value, int | float | str):
+            raise DefinitionError(f"--set {name}: give one value, not {value!r}")
+        parameters[name] = {"value": value}
     try:
         return Sweep.model_validate({**sweep.model_dump(), "parameters": parameters})
     except ValidationError as error:
         problem: Any = error.errors()[0]
-        name = problem.get("ctx", {}).get("at", "")
+        parameter = problem["loc"][1] if problem["loc"][:1] == ("parameters",) and len(problem["loc"]) > 1 else ""
+        name = problem.get("ctx", {}).get("at", "") or parameter
         raise DefinitionError(f"--set{' ' + name if name else ''}: {plain(problem)}") from error
 
 
@@ -67,16 +68,26 @@ def refuse_another_space(study: str, had: Sweep, has: Sweep) -> None:
 
 
 def describe_space(sweep: Sweep) -> dict[str, str]:
-    """Each parameter, and what is optimised, in words that can be compared."""
+    """Each parameter, what is optimised and how, in words that can be compared."""
     words = {name: describe_parameter(p) for name, p in sweep.parameters.items()}
-    return words | {"metric": f"{sweep.metric.goal} {sweep.metric.name}"}
+    rule = sweep.early_terminate
+    stops = f"{rule.type} from epoch {rule.min_iter}, eta {rule.eta}" if rule else "none"
+    aim = f"{sweep.metric.goal} {sweep.metric.name}"
+    return words | {"metric": aim, "method": sweep.method, "early_terminate": stops}
 
 
 def describe_parameter(parameter: Parameter) -> str:
-    """One parameter in a few words."""
+    """One parameter in a few words; 10 and 10.0 are one value."""
     if parameter.value is not None:
-        return str(parameter.value)
+        return describe_value(parameter.value)
     if parameter.values is not None:
-        return "one of " + ", ".join(map(str, parameter.values))
-    scale = " (log)" if parameter.distribution == "log_uniform_values" else ""
-    return f"{parameter.min} to {parameter.max}{scale}"
+        return "one of " + ", ".join(map(describe_value, parameter.values))
+    meant = distribution(parameter)
+    kind = ", whole" if isinstance(meant, IntDistribution) else ""
+    scale = ", log" if getattr(meant, "log", False) else ""
+    return f"{describe_value(parameter.min)} to {describe_value(parameter.max)}{kind}{scale}"
+
+
+def describe_value(value: Any) -> str:
+    """A number without needless digits, or a word."""
+    return format(value, ".15g") if isinstance(value, int | float) else str(value)

@@ -113,6 +113,7 @@ def run_status(run: Run) -> TrialStatus:
 def trial_status(trial: FrozenTrial, run: Run, metric: str) -> TrialStatus:
     """A trial by what Optuna and its folder say of it."""
     status = TrialStatus(trial.number, LABELS[trial.state], dict(trial.params), 0, 0, 0, {})
+    status.reason = str(trial.user_attrs.get("reason", ""))
     status.value = trial.value if trial.state == TrialState.COMPLETE else None
     if trial.state == TrialState.RUNNING and not is_alive(run.folder / "lease.json"):
         status.state = "waiting"
@@ -126,7 +127,7 @@ def follow(status: TrialStatus, run: Run) -> TrialStatus:
     rows, progress = run.rows(), run.progress()
     status.row = rows[-1] if rows else {}
     status.epoch, status.epochs = int(status.row.get("epoch", 0)), run.record.config.epochs
-    status.attempts, status.reason = progress.attempts, progress.reason
+    status.attempts, status.reason = progress.attempts, status.reason or progress.reason
     if rows and status.state == "running":
         pace = sum(row["time/epoch_s"] for row in rows) / len(rows)
         status.seconds_left = pace * (status.epochs - status.epoch)

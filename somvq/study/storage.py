@@ -33,10 +33,12 @@ def open_storage(url: str) -> BaseStorage:
         raise StudyError(f"storage {mask(url)} is not known; give sqlite:///PATH, on a disk of this machine")
     try:
         file = Path(url.removeprefix("sqlite:///"))
+        if not file.parent.is_dir():
+            raise StudyError(f"storage {mask(url)} cannot be opened: there is no folder {file.parent}; make it first")
         with locked(file.with_name(f".{file.name}.lock")):  # two that make its tables at once would break them
             storage = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": WAIT_S}})
     except (SQLAlchemyError, OSError) as error:
-        raise StudyError(f"storage {mask(url)} cannot be opened: {reason(error)}") from error
+        raise StudyError(f"storage {mask(url)} cannot be opened: {explain(error)}") from error
     harden_sqlite(storage.engine)
     return optuna.storages.get_storage(storage)
 
@@ -48,7 +50,7 @@ def harden_sqlite(engine: Any) -> None:
     def on_connect(connection: Any, _: Any) -> None:
         connection.isolation_level = None  # the driver must not begin transactions of its own
         connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=NORMAL")
+        connection.execute("PRAGMA synchronous=FULL")
 
     @event.listens_for(engine, "begin")
     def on_begin(connection: Any) -> None:
@@ -57,6 +59,6 @@ def harden_sqlite(engine: Any) -> None:
     engine.dispose()  # connections made before the listeners
 
 
-def reason(error: BaseException) -> str:
+def explain(error: BaseException) -> str:
     """The database's own words, without SQLAlchemy's."""
     return str(getattr(error, "orig", None) or error).splitlines()[0]

@@ -21,6 +21,8 @@ from somvq.tracking import Tracker
 
 POLL_S = 0.3
 PATIENCE_S = 30.0  # for an attempt that was asked to stop; a step of the largest model takes less
+RETRIES = 3  # of attempts that a file could not be read or written for
+RETRY_S = 2.0  # between them
 FRUITLESS = 3  # attempts in a row that are killed before they finish an epoch: something here kills it every time
 
 Ending = State | Literal["lost"]
@@ -34,6 +36,10 @@ class Lost(Exception):
     """The trial was given to another worker while this one slept."""
 
 
+class Blocked(RunError):
+    """The disk, or the cohort on it, fails every attempt: no fault of the trial, which goes on when that is mended."""
+
+
 class Conductor:
     """What a worker does with one claim."""
 
@@ -44,21 +50,29 @@ class Conductor:
         self.reported = max(known, default=0)  # steps are write-once in Optuna
 
     def conduct(self) -> Ending:
-        """Trains the trial and tells how it ended; `interrupted` and `lost` are not told, the trial goes on."""
+        """Trains the trial and tells how it ended; `interrupted` and `lost` are not told, the trial goes on.
+
+        Raises:
+            Blocked: no trial could be trained here now.
+        """
+        reason = ""
         try:
             run = self.prepare()
             ending = run.progress().state
             if ending not in FINISHED:  # else its worker died between its end and telling it
                 ending = self.attempt_until_done(run, self.attend)
+            reason = run.progress().reason
         except Stopped:
             ending = "interrupted"
         except Lost:
             return "lost"
+        except Blocked:
+            self.claim.lease.release()
+            raise
         except SomvqError as error:
-            self.claim.run.set_state("failed", str(error))
-            ending = "failed"
+            ending, reason = "failed", str(error)
         if ending != "interrupted":
-            self.tell(ending)
+            self.tell(ending, reason)
         self.claim.lease.release()
         return ending
 
@@ -67,8 +81,8 @@ class Conductor:
         record, trial = self.opened.record, self.claim.trial
         config = record.run_config(trial.number, trial.params)
         stage = stage_run(record, config) if config.needs_autoencoder else None
-        told = record.run_record(config, label=f"t{trial.number:04d}", stage=stage.folder if stage else None)
-        run = Run.create(self.claim.run.folder, told)
+        beside = f"../stages/{stage.folder.name}" if stage else None
+        run = Run.create(self.claim.run.folder, record.run_record(config, label=f"t{trial.number:04d}", stage=beside))
         if stage:
             ensure_stage(stage, self.train_stage, self.keep_hold)
         return run
@@ -80,12 +94,18 @@ class Conductor:
 
     def attempt_until_done(self, run: Run, attend: Callable[[Run], None]) -> State:
         """Attempts `run` until it ends by itself; one that was killed goes on from its checkpoint."""
-        fruitless = 0
+        fruitless = blocked = 0
         while True:
             before = len(run.rows())
             self.tracker.follow(run)
             state = self.attempt(run, attend)
             self.tracker.finish(state)
+            if state == "interrupted":
+                blocked += 1
+                if blocked == RETRIES:
+                    raise Blocked(run.progress().reason or f"{run.folder} cannot be written; is the disk full?")
+                time.sleep(RETRY_S)
+                continue
             if state != "running":
                 return state
             fruitless = 0 if len(run.rows()) > before else fruitless + 1
@@ -94,7 +114,7 @@ class Conductor:
                 return "failed"
 
     def attempt(self, run: Run, attend: Callable[[Run], None]) -> State:
-        """One try in a child process; the state that it left, `running` if it was killed."""
+        """One try in a child process; the state that it left: `running` if it was killed, `interrupted` if blocked."""
         child = start_attempt(run.folder, run.log)
         try:
             while child.poll() is None:
@@ -113,7 +133,7 @@ class Conductor:
             child.wait()
             self.tracker.finish("interrupted")
             raise
-        return run.progress().state
+        return "interrupted" if child.returncode == os.EX_TEMPFAIL else run.progress().state
 
     def keep_hold(self) -> None:
         """Beats; ends the attempt if this worker is to stop or has lost the trial."""
@@ -134,15 +154,14 @@ class Conductor:
                 if epoch < run.record.config.epochs and self.claim.trial.should_prune():
                     raise Prune(f"{self.metric} {row[self.metric]:.4g} lagged behind at epoch {epoch}")
 
-    def tell(self, ending: State) -> None:
+    def tell(self, ending: State, reason: str) -> None:
         """Tells Optuna, once; a trial that another worker has told meanwhile stays as it is."""
         run, study, number = self.claim.run, self.opened.study, self.claim.trial.number
         if not self.claim.lease.held():
             return
-        value, reason = self.objective(run), run.progress().reason
+        value = self.objective(run)
         if ending == "complete" and value is None:
             ending, reason = "failed", f"model {run.record.config.model} does not measure {self.metric}"
-            run.set_state(ending, reason)
         with suppress(UpdateFinishedTrialError):
             if reason:
                 self.claim.trial.set_user_attr("reason", reason)

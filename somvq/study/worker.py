@@ -4,12 +4,14 @@ import signal
 from types import FrameType
 
 import optuna
+from sqlalchemy.exc import SQLAlchemyError
 
 from somvq.settings import Settings
 from somvq.study.attempt import die_with
 from somvq.study.claim import claim_trial
 from somvq.study.record import load_study
-from somvq.study.trial import Conductor
+from somvq.study.storage import explain
+from somvq.study.trial import Blocked, Conductor
 from somvq.tracking import build_tracker
 
 FAILURES = 3  # in a row: a bug, not bad luck
@@ -49,7 +51,12 @@ def work(settings: Settings, name: str, parent: int | None = None) -> int:
             return 0
         print(f"trial {claim.trial.number}: {'taken over' if claim.taken_over else 'begun'}", flush=True)
         tracker = build_tracker(settings.wandb)
-        ending = Conductor(opened, claim, tracker, stop.asked).conduct()
+        try:
+            ending = Conductor(opened, claim, tracker, stop.asked).conduct()
+        except SQLAlchemyError as error:
+            raise Blocked(
+                f"the study's storage failed: {explain(error)}; the trial goes on when it is mended"
+            ) from error
         print(f"trial {claim.trial.number}: {ending} {claim.run.progress().reason}".rstrip(), flush=True)
         failures = failures + 1 if ending == "failed" else 0
     return 128 + stop.signal if stop.asked() else 1
