@@ -1,6 +1,8 @@
 """The command line: parse, call, print. torch, optuna and wandb load only where a command needs them."""
 
 import json
+import re
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -58,21 +60,36 @@ JsonOption = Annotated[bool, typer.Option("--json", help="For scripts.")]
 
 def main() -> None:
     """The program `somvq`: every expected failure is one line on stderr and an exit status."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
     try:
         status = app(standalone_mode=False)
     except CLICK_ERROR as error:
         context = getattr(error, "ctx", None)
         advice = f" (see {context.command_path} --help)" if context else ""
-        status = fail(error.format_message().strip() + advice, error.exit_code)
+        message = error.format_message().strip()
+        status = fail(message + advice, error.exit_code) if message else error.exit_code  # none: help was printed
     except SomvqError as error:
         status = fail(str(error), error.exit_status)
     except OSError as error:
         status = fail(
             f"{error.filename or 'files'}: {error.strerror or error}; choose another place, or free space there", 1
         )
-    except (KeyboardInterrupt, typer.Abort):
-        status = fail("interrupted; the same command goes on", 130)
+    except Stopped as stopped:
+        status = fail("stopped; the same command goes on", stopped.status)
     sys.exit(status)
+
+
+class Stopped(BaseException):
+    """Ctrl-C or SIGTERM, before there are workers to stop; no KeyboardInterrupt, of which typer says nothing."""
+
+    def __init__(self, number: int):
+        self.status = 128 + number
+
+
+def stop(number: int, frame: Any) -> None:
+    """The signal handler."""
+    raise Stopped(number)
 
 
 def plain_console() -> Console:
@@ -139,7 +156,7 @@ def sweep(
     )
     scans = cohort_settings(voxel_mm, shape, split_seed, skip_bad_scans)
     opened = foreground.open_study(settings, searched, study or searched.name, seed, scans, console)
-    opened.target = total
+    opened.aim_for(total)
     return foreground.supervise(settings, opened, place, console)
 
 
@@ -175,7 +192,7 @@ def train(
     opened = foreground.open_study(
         settings, chosen, name, seed, cohort_settings(voxel_mm, shape, split_seed, skip_bad_scans), console
     )
-    opened.target = 1
+    opened.aim_for(1)
     return foreground.supervise(settings, opened, JobDefinition(executor="local"), console)
 
 
@@ -198,7 +215,7 @@ def resume(
     total = None if trials is None else at_least_one("--trials", trials)
     opened = foreground.reopen_study(settings, study, plain_console())
     if total is not None:
-        opened.target = total
+        opened.aim_for(total)
     return foreground.supervise(settings, opened, place, plain_console())
 
 
@@ -220,7 +237,12 @@ def status(
     console = plain_console()
     settings = read_settings(runs=runs, storage=storage)
     if study is None:
-        known = [read_status(load_study(settings, name)) for name in list_studies(settings)]
+        known = []
+        for name in list_studies(settings):
+            try:
+                known.append(read_status(load_study(settings, name)))
+            except SomvqError as error:  # one that cannot be read hides no other
+                fail(str(error), error.exit_status)
         lines = [summary_line(found) for found in known] or [
             f"no study in {settings.runs} yet; begin with somvq sweep psom"
         ]
@@ -342,7 +364,9 @@ def cohort_settings(
     from somvq.config import CohortSettings
     from somvq.definitions import plain
 
-    sides = tuple(int(side) if side.isdigit() else 0 for side in shape.split("x")) if shape else None
+    if shape and not re.fullmatch(r"\d+x\d+x\d+", shape):
+        raise DefinitionError(f"--shape {shape} is not three numbers of voxels, as in 144x176x144")
+    sides = tuple(int(side) for side in shape.split("x")) if shape else None
     try:
         return CohortSettings.model_validate(
             {"voxel_mm": voxel_mm, "shape": sides, "split_seed": split_seed, "skip_bad_scans": skip_bad_scans}
@@ -357,12 +381,17 @@ def parse_settings(given: list[str]) -> dict[str, Any]:
     """KEY=VALUE pairs; values as YAML reads them."""
     import yaml
 
+    from somvq.definitions import parse_yaml
+
     parsed = {}
     for pair in given:
         key, equals, value = pair.partition("=")
         if not equals or not key or not value:
             raise DefinitionError(f"--set {pair} is not KEY=VALUE, as in --set epochs=100")
-        parsed[key] = yaml.safe_load(value)
+        try:
+            parsed[key] = parse_yaml(value)
+        except yaml.YAMLError:
+            raise DefinitionError(f"--set {pair}: {value} is neither a number nor a word") from None
     return parsed
 
 
@@ -376,12 +405,10 @@ def choose_place(job: str, workers: int | None) -> "JobDefinition":
 
 def count_trials(asked: int | None, searched: "Sweep") -> int:
     """How many trials a study of this sweep should have."""
-    combinations = searched.combinations()
-    total = next((number for number in (asked, searched.run_cap, combinations) if number is not None), None)
+    candidates = (asked, searched.run_cap, searched.combinations())
+    total = next((number for number in candidates if number is not None), None)
     if total is None:
         raise DefinitionError(f"sweep {searched.name} has no run_cap, so say how many trials: --trials 50")
-    if combinations is not None and total > combinations:
-        raise DefinitionError(f"--trials {total} is more than the {combinations} combinations of this grid")
     return at_least_one("--trials", total)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -102,6 +103,11 @@ def test_no_words_at_all_are_answered_with_help(tmp_path: Path) -> None:
             "--set gamma: -1 is impossible: input should be greater than or equal",
         ),
         (["sweep", "psom", "--set", "gamma"], "--set gamma is not KEY=VALUE"),
+        (["sweep", "psom", "--set", "alpha={a"], "--set alpha={a: {a is neither a number nor a word"),
+        (["sweep", "psom", "--set", "alpha=[1, 2]"], "--set alpha: give one value, not [1, 2]"),
+        (["sweep", "psom", "--set", "epochs=true"], "--set epochs: give one value"),
+        (["sweep", "psom", "--shape", "foo"], "--shape foo is not three numbers of voxels"),
+        (["sweep", "psom", "--storage", "sqlite:///nowhere/x.db"], "there is no folder nowhere; make it first"),
         (["sweep", "psom", "--job", "cloud"], "no job is called 'cloud'; there are local"),
         (["sweep", "psom", "--study", "a/b"], "study name 'a/b' must be 1 to 64 letters"),
         (["sweep", "psom", "--shape", "100x100x100"], "shape 100x100x100 has a side that is not a multiple of 16"),
@@ -163,6 +169,19 @@ def test_a_runs_folder_that_cannot_be_written_is_named(scans: Path) -> None:
     assert "choose another place" in line
 
 
+def test_a_mistyped_variable_is_refused(tmp_path: Path) -> None:
+    assert "SOMVQ_RUN is not a setting; did you mean 'SOMVQ_RUNS'?" in refusal(tmp_path, "settings", SOMVQ_RUN="x")
+
+
+def test_a_study_that_cannot_be_read_hides_no_other(tmp_path: Path) -> None:
+    for name in ("empty", "broken"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "study.db").write_bytes(b"" if name == "empty" else b"no database" * 500)
+    done = somvq(tmp_path, "status")
+    assert "study.db cannot be opened: file is not a database" in done.stderr
+    assert "no study 'empty'" in done.stderr
+
+
 def test_settings_are_printed_with_their_source_and_without_secrets(tmp_path: Path) -> None:
     (tmp_path / "somvq.yaml").write_text("wandb_project: lab\n")
     done = somvq(tmp_path, "settings", "--json", SOMVQ_STORAGE="postgresql://me:secret@host/db")
@@ -193,3 +212,14 @@ def test_a_demo_cohort_is_made_and_prepared_by_command(tmp_path: Path) -> None:
     assert prepared.returncode == 0, prepared.stderr
     assert "1 train / 1 val / 1 test" in prepared.stdout
     assert len(list(tmp_path.glob("cohorts/prepared/brains-*/volumes.npy"))) == 1
+
+
+@pytest.mark.parametrize(("sign", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_command_stopped_while_it_prepares_says_so(sign: signal.Signals, status: int, tmp_path: Path) -> None:
+    process = subprocess.Popen([*SOMVQ, "sweep", "psom"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "cohorts" / "demo" / "demo.json").exists():
+        time.sleep(0.05)
+    process.send_signal(sign)
+    assert process.communicate()[1] == "error: stopped; the same command goes on\n"
+    assert process.returncode == status
+    assert not (tmp_path / "runs" / "psom").exists()

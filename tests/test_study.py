@@ -61,7 +61,7 @@ def begin(settings: Settings, cohort: Cohort, sweep: Sweep, *, trials: int, name
         wandb_project="test",
     )
     opened, _ = create_or_resume(settings, record)
-    opened.target = trials
+    opened.aim_for(trials)
     return opened
 
 

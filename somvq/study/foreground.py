@@ -1,7 +1,11 @@
 """What `somvq sweep`, `train` and `resume` do in the foreground: prepare, begin or find, supervise, report."""
 
+import math
+import shutil
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +13,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from somvq.config import CohortSettings
+from somvq.config import CODE_INITIALISERS, ENCODER_STRIDE, CohortSettings
 from somvq.data.cache import OnScan, prepare_cohort
 from somvq.data.cohort import Cohort
 from somvq.data.demo import make_demo_cohort
 from somvq.definitions import JobDefinition, Sweep
+from somvq.errors import DefinitionError
 from somvq.executors import EXECUTORS
 from somvq.settings import PREFIX, Settings
 from somvq.study.record import (
@@ -24,9 +29,9 @@ from somvq.study.record import (
     load_study,
     new_uid,
     refuse_another_cohort,
+    refuse_another_search,
     study_folder,
 )
-from somvq.study.space import refuse_another_space
 from somvq.study.status import Status, leaderboard, read_status, silence_optuna, summary_line
 from somvq.study.supervisor import Supervisor
 
@@ -40,9 +45,15 @@ def open_study(
     silence_optuna()
     folder = study_folder(settings, name)
     if found := find_study(settings, name):  # what is wrong with the request is said before anything is prepared
-        refuse_another_space(name, found.record.sweep, sweep)
-    folder.mkdir(parents=True, exist_ok=True)
-    prepared = prepare(settings, scans, console)
+        refuse_another_search(found.record, sweep, seed)
+    folder.mkdir(parents=True, exist_ok=True)  # before minutes of work: it may not be writable
+    try:
+        prepared = prepare(settings, scans, console)
+        refuse_too_large_maps(sweep, prepared)
+    except BaseException:
+        with suppress(OSError):
+            folder.rmdir()  # if nothing is in it
+        raise
     record = StudyRecord(
         name=name,
         uid=new_uid(),
@@ -60,6 +71,19 @@ def open_study(
     opened, resumed = create_or_resume(settings, record)
     console.print(f"study    {name}, {'found' if resumed else 'begun'} in {shorten(folder)}", soft_wrap=True)
     return opened
+
+
+def refuse_too_large_maps(sweep: Sweep, cohort: Cohort) -> None:
+    """Codes that start from tokens need at least as many tokens as nodes."""
+    samples = {name: p.samples for name, p in sweep.parameters.items()}
+    tokens = len(cohort.rows["train"]) * math.prod(side // ENCODER_STRIDE for side in cohort.index.shape)
+    for init, grid in product(samples.get("init", ()), samples.get("grid", ("16x16",))):
+        height, width = (int(side) for side in str(grid).split("x"))
+        if init in CODE_INITIALISERS and height * width > tokens:
+            have = f"the {tokens} tokens of this training set"
+            raise DefinitionError(
+                f"grid {grid} has more nodes than {have}, where init {init} starts; take a smaller one"
+            )
 
 
 def reopen_study(settings: Settings, name: str, console: Console) -> OpenStudy:
@@ -136,7 +160,7 @@ def supervise(settings: Settings, opened: OpenStudy, place: JobDefinition, conso
     console.print()
     console.print(summary_line(status), style="bold")
     console.print(advise(status), soft_wrap=True)
-    return ended
+    return ended or int(status.count("failed") > 0)
 
 
 def advise(status: Status) -> str:
@@ -148,18 +172,27 @@ def advise(status: Status) -> str:
         lines.append(f"look     {best}/figures (the best trial; the others are beside it)")
     pages = sorted(Path(status.folder).glob("*/wandb/offline-run-*"))
     if pages:
-        lines.append(f"W&B      offline so far; look at one: wandb leet {shorten(pages[-1])}")
-        lines.append(f"         put all online, with an account: wandb sync {folder}/*/wandb/offline-run-*")
+        all_pages = f"{folder}/*/wandb/offline-run-* {folder}/stages/*/wandb/offline-run-*"
+        lines.append(f"W&B      offline so far; look at one: {program('wandb')} leet {shorten(pages[-1])}")
+        lines.append(f"         put all online, with an account: {program('wandb')} sync {all_pages}")
     unfinished = status.target - status.finished
     if unfinished > 0:
         count = "1 trial" if unfinished == 1 else f"{unfinished} trials"
-        lines.append(f"resume   {count} to finish: somvq resume {status.study}, or the same command again")
+        resume = f"{program('somvq')} resume {status.study}"
+        lines.append(f"resume   {count} to finish: {resume}, or the same command again")
     else:
         lines.append("resume   the same command goes on after any interruption; nothing is left to do now")
-        lines.append(f"go on    somvq resume {status.study} --trials {status.target * 2}")
+        if not status.whole:
+            lines.append(f"go on    {program('somvq')} resume {status.study} --trials {status.target * 2}")
     failed = [trial for trial in status.trials if trial.state == "failed"]
     lines += [f"failed   trial {trial.number}: {trial.reason or 'see its attempts.log'}" for trial in failed[:3]]
     return "\n".join(escape(line) for line in lines)
+
+
+def program(name: str) -> str:
+    """How the user can type the program `name`: as it is, or with its folder where the shell does not know it."""
+    beside = Path(sys.executable).parent / name
+    return str(shorten(beside)) if shutil.which(name) is None and beside.exists() else name
 
 
 def shorten(path: Path) -> Path:

@@ -82,8 +82,16 @@ class OpenStudy:
         """How many trials the study should have in all."""
         return int(self.study.user_attrs.get(TARGET, 0))
 
-    @target.setter
-    def target(self, trials: int) -> None:
+    def aim_for(self, trials: int) -> None:
+        """Sets the target; trials that there are cannot be wished away.
+
+        Raises:
+            StudyError: a grid has no more combinations.
+        """
+        combinations = self.record.sweep.combinations()
+        if combinations is not None and trials > combinations:
+            raise StudyError(f"--trials {trials} is more than the {combinations} combinations of this study's grid")
+        trials = max(trials, len(self.study.get_trials(deepcopy=False)))
         if trials != self.target:
             self.study.set_user_attr(TARGET, trials)
 
@@ -149,9 +157,17 @@ def create_or_resume(settings: Settings, record: StudyRecord) -> tuple[OpenStudy
         found = find_study(settings, record.name)
         if found is None:
             return begin_study(settings, record), False
-    refuse_another_space(record.name, found.record.sweep, record.sweep)
+    refuse_another_search(found.record, record.sweep, record.seed)
     refuse_another_cohort(found.record, record.cohort_fingerprint, record.cohort_summary)
     return found, True
+
+
+def refuse_another_search(had: StudyRecord, sweep: Sweep, seed: int) -> None:
+    """Trials must come from one search: the same space, aim and method, decided by the same seed."""
+    refuse_another_space(had.name, had.sweep, sweep)
+    if had.seed != seed:
+        advice = f"Give --seed {had.seed}, or give a new study a name: --study NAME"
+        raise StudyError(f"study '{had.name}' was begun with seed {had.seed}, not {seed}. {advice}")
 
 
 def begin_study(settings: Settings, record: StudyRecord) -> OpenStudy:

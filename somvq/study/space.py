@@ -40,7 +40,7 @@ def override(sweep: Sweep, settings: Mapping[str, Any]) -> Sweep:
     """
     parameters = {name: p.model_dump(exclude_none=True) for name, p in sweep.parameters.items()}
     for name, value in settings.items():
-        if not isinstance(value, int | float | str):
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
             raise DefinitionError(f"--set {name}: give one value, not {value!r}")
         parameters[name] = {"value": value}
     try:

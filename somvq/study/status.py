@@ -18,7 +18,7 @@ from somvq.study.record import OpenStudy
 COLUMNS = {  # of the leaderboard: a ledger's key, its heading and format
     "val/ssim": ("SSIM\nx'_e", ".3f"),
     "val/ssim_q": ("SSIM\nx'_q", ".3f"),
-    "val/psnr": ("PSNR\ndB", ".1f"),
+    "val/psnr": ("PSNR\nx'_e", ".1f"),
     "codebook/used": ("codes\nused", ".0f"),
     "codebook/perplexity": ("perpl-\nexity", ".0f"),
     "map/topographic_error": ("topo.\nerror", ".2f"),
@@ -46,6 +46,7 @@ class TrialStatus:
     value: float | None = None
     reason: str = ""
     seconds_left: float | None = None
+    stage_epochs: int = 0  # of the auto-encoder that it started from
 
 
 @dataclass
@@ -60,6 +61,7 @@ class Status:
     cohort: str
     trials: list[TrialStatus]
     baseline: Row = field(default_factory=dict)  # the mean image's
+    whole: bool = False  # a grid of which every combination is a trial
     stages: dict[str, TrialStatus] = field(default_factory=dict)  # shared auto-encoders
 
     def count(self, state: str) -> int:
@@ -102,6 +104,7 @@ def read_status(opened: OpenStudy) -> Status:
         trials=[trial_status(trial, record.run(trial.number), record.sweep.metric.name) for trial in trials],
         baseline=json.loads(baseline.read_text()) if baseline.exists() else {},
         stages=stages,
+        whole=record.sweep.combinations() == len(trials),
     )
 
 
@@ -126,6 +129,7 @@ def follow(status: TrialStatus, run: Run) -> TrialStatus:
         return status
     rows, progress = run.rows(), run.progress()
     status.row = rows[-1] if rows else {}
+    status.stage_epochs = run.record.config.ae_epochs if run.record.stage else 0
     status.epoch, status.epochs = int(status.row.get("epoch", 0)), run.record.config.epochs
     status.attempts, status.reason = progress.attempts, status.reason or progress.reason
     if rows and status.state == "running":
@@ -172,18 +176,19 @@ def leaderboard(status: Status) -> Table:
     """Finished trials, best first, beside the mean image and the auto-encoder that they started from."""
     title = f"{status.study}: {status.goal} {status.metric} on the validation set"
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
-    for heading in ("trial", *(heading for heading, _ in COLUMNS.values())):
+    for heading in ("trial", *(heading for heading, _ in COLUMNS.values()), "epochs\nAE + own"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("settings", style="cyan")
     for rank, trial in enumerate(status.ranked()):
         style = "" if rank else "bold green"
-        table.add_row(str(trial.number), *cells(trial.row), describe_params(trial.params), style=style)
+        epochs = f"{trial.stage_epochs} + {trial.epochs}"
+        table.add_row(str(trial.number), *cells(trial.row), epochs, describe_params(trial.params), style=style)
     table.add_section()
     for stage in status.stages.values():
         if stage.state == "complete":
-            table.add_row("AE", *cells(stage.row), f"auto-encoder alone, {stage.epochs} epochs", style="dim")
+            table.add_row("AE", *cells(stage.row), str(stage.epochs), "auto-encoder alone", style="dim")
     if status.baseline:
-        table.add_row("mean", *cells(status.baseline), "mean of the training set", style="dim")
+        table.add_row("mean", *cells(status.baseline), "", "mean of the training set", style="dim")
     return table
 
 
