@@ -16,6 +16,7 @@ from somvq.data.cohort import Cohort
 from somvq.definitions import Parameter, Sweep
 from somvq.errors import DefinitionError, StudyError
 from somvq.settings import Settings
+from somvq.study import claim as claim_module
 from somvq.study import trial as trial_module
 from somvq.study.claim import Claim, claim_trial, is_alive
 from somvq.study.record import OpenStudy, StudyRecord, create_or_resume, load_study
@@ -243,6 +244,23 @@ def test_a_dead_workers_trial_is_taken_over_and_a_living_ones_is_not(settings: S
     claim = claim_trial(opened)
     assert claim is not None
     assert (claim.trial.number, claim.taken_over) == (0, True)
+
+
+def test_a_trial_told_while_another_worker_looks_is_not_taken_again(
+    settings: Settings, tiny_cohort: Cohort, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = begin(settings, tiny_cohort, make_sweep(), trials=1)
+    claim = claim_trial(opened)
+    assert claim is not None
+    look = claim_module.is_alive
+
+    def tell_just_before(path: Path) -> bool:
+        opened.study.tell(claim.trial.number, 0.5)
+        claim.lease.release()
+        return look(path)
+
+    monkeypatch.setattr(claim_module, "is_alive", tell_just_before)
+    assert claim_trial(opened) is None
 
 
 def test_a_worker_killed_while_it_asks_leaves_a_trial_that_gets_its_parameters_later(

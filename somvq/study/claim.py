@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from optuna.trial import Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from somvq.config import derive_seed
 from somvq.files import locked, write_json
@@ -114,11 +114,21 @@ def claim_trial(opened: OpenStudy) -> Claim | None:
         trials = study.get_trials(deepcopy=False)
         study.sampler = build_sampler(record.sweep, derive_seed(record.seed, "ask", len(trials)))
         for trial in trials:
-            if trial.state == TrialState.RUNNING and not is_alive(record.run(trial.number).folder / "lease.json"):
+            if trial.state == TrialState.RUNNING and is_abandoned(opened, trial):
                 return hold(record, Trial(study, trial._trial_id), taken_over=True)
         if len(trials) >= opened.target:
             return None
         return hold(record, study.ask(), taken_over=False)
+
+
+def is_abandoned(opened: OpenStudy, trial: FrozenTrial) -> bool:
+    """Whether nobody trains `trial` any more.
+
+    Its state is read again after its lease: a worker that has just told its end lets go of the lease next.
+    """
+    if is_alive(opened.record.run(trial.number).folder / "lease.json"):
+        return False
+    return opened.study._storage.get_trial(trial._trial_id).state == TrialState.RUNNING
 
 
 def hold(record: StudyRecord, trial: Trial, *, taken_over: bool) -> Claim:
