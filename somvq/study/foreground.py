@@ -20,6 +20,7 @@ from somvq.data.demo import make_demo_cohort
 from somvq.definitions import JobDefinition, Sweep
 from somvq.errors import DefinitionError
 from somvq.executors import EXECUTORS
+from somvq.runs import Run
 from somvq.settings import PREFIX, Settings
 from somvq.study.record import (
     OpenStudy,
@@ -34,6 +35,7 @@ from somvq.study.record import (
 )
 from somvq.study.status import Status, leaderboard, read_status, silence_optuna, summary_line
 from somvq.study.supervisor import Supervisor
+from somvq.tracking.wandb import Tracked
 
 DEMO_SUBJECTS, DEMO_VOXEL_MM = 24, 2.12
 
@@ -175,6 +177,9 @@ def advise(status: Status) -> str:
         all_pages = f"{folder}/*/wandb/offline-run-* {folder}/stages/*/wandb/offline-run-*"
         lines.append(f"W&B      offline so far; look at one: {program('wandb')} leet {shorten(pages[-1])}")
         lines.append(f"         put all online, with an account: {program('wandb')} sync {all_pages}")
+    behind = [run.name for run in Path(status.folder).glob("*") if Tracked.read(Run(run)).behind]
+    if behind:
+        lines.append(f"W&B      does not have all of trial {', '.join(sorted(behind))}; their metrics.jsonl do")
     unfinished = status.target - status.finished
     if unfinished > 0:
         count = "1 trial" if unfinished == 1 else f"{unfinished} trials"

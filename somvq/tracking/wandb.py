@@ -55,7 +55,7 @@ class Tracked(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
     epoch: int = 0  # the last one told
     mode: Literal["online", "offline"] = "offline"
-    behind: bool = False  # W&B has less than was asked for: `somvq push` tells it the rest
+    behind: bool = False  # W&B has less than was asked for; the ledger has all
     error: str | None = None  # why: a class, since a message may hold a path
 
     @classmethod
@@ -82,7 +82,7 @@ class WandbTracker(Tracker):
     """Tells W&B of one run after the other; neither method raises, or waits longer than it says.
 
     `init_timeout_s` and `finish_timeout_s` bound how long a sick server is waited for, in the thread that does the
-    telling: before it goes on offline, and before it leaves the last rows to `somvq push`.
+    telling: before it goes on offline, and before it leaves the last rows to the ledger.
     """
 
     def __init__(
