@@ -177,9 +177,10 @@ def advise(status: Status) -> str:
         all_pages = f"{folder}/*/wandb/offline-run-* {folder}/stages/*/wandb/offline-run-*"
         lines.append(f"W&B      offline so far; look at one: {program('wandb')} leet {shorten(pages[-1])}")
         lines.append(f"         put all online, with an account: {program('wandb')} sync {all_pages}")
-    behind = [run.name for run in Path(status.folder).glob("*") if Tracked.read(Run(run)).behind]
+    runs = [Run(path.parent) for path in sorted(Path(status.folder).glob("[0-9]*/tracking.json"))]
+    behind = [run.folder.name for run in runs if Tracked.read(run).behind]
     if behind:
-        lines.append(f"W&B      does not have all of trial {', '.join(sorted(behind))}; their metrics.jsonl do")
+        lines.append(f"W&B      does not have all of trial {', '.join(behind)}; metrics.jsonl does")
     unfinished = status.target - status.finished
     if unfinished > 0:
         count = "1 trial" if unfinished == 1 else f"{unfinished} trials"
