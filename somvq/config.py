@@ -13,7 +13,7 @@ NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 
 
-CODEBOOK_SETTINGS = ("grid", "topology", "alpha", "beta", "gamma")
+CODEBOOK_SETTINGS = ("grid", "topology", "alpha", "beta", "gamma", "gamma_q", "assignment")
 CODE_INITIALISERS = ("ae-kmeans", "ae-som")
 
 
@@ -33,6 +33,12 @@ class RunConfig(Frozen):
     alpha: Positive = Field(10.0, description="degrees of freedom of the Student's t assignment (paper eq. 3b)")
     beta: NonNegative = Field(0.25 / 32, description="weight of the neighbour term (paper eq. 5)")
     gamma: NonNegative = Field(20 / 32, description="weight of the cluster-hardening term (paper eq. 5)")
+    gamma_q: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0, description="share of the reconstruction that is decoded from the codes, and trains them"
+    )
+    assignment: Literal["hard", "soft"] = Field(
+        "hard", description="what gamma_q decodes: nearest codes, or their mean by s"
+    )
     epochs: Annotated[int, Field(ge=1)] = 40
     ae_epochs: Annotated[int, Field(ge=1)] = Field(80, description="epochs of the shared auto-encoder that init needs")
     batch_size: Annotated[int, Field(ge=1)] = Field(32, description="scans a step, at most; see training.batch_size")

@@ -167,6 +167,8 @@ def check_together(settings: dict[str, Any], metric: str) -> None:
     """Refuses settings that are possible one by one, but not together."""
     if settings.get("model") == "ae" and metric in CODEBOOK_METRICS:
         raise ValueError(f"model ae has no codebook, so {metric} is not measured")
+    if not settings.get("gamma_q") and metric.endswith(("/reconstruction_q", "/commitment")):
+        raise ValueError(f"gamma_q is 0, so {metric} is not measured")
     try:
         RunConfig.model_validate(settings)
     except ValidationError as error:

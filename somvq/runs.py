@@ -28,10 +28,14 @@ Row = dict[str, float]
 METRICS = {
     "train/loss": "what was minimised: the terms below by their weights, mean over steps",
     "train/reconstruction": "mean squared error of x'_e per voxel (z-scores), training set",
+    "train/reconstruction_q": "mean squared error of the reconstruction from codes that gamma_q asks for, training set",
+    "train/commitment": "mean squared distance of tokens to their codes, per channel, training set",
     "train/hardening": "cluster hardening KL(t || s), mean over tokens, nats (paper eq. 5, first sum)",
     "train/neighbours": "neighbour term, mean over tokens, nats (paper eq. 5, second sum)",
     "val/loss": "as train/loss, validation set",
     "val/reconstruction": "as train/reconstruction, validation set",
+    "val/reconstruction_q": "as train/reconstruction_q, validation set",
+    "val/commitment": "as train/commitment, validation set",
     "val/hardening": "as train/hardening, validation set",
     "val/neighbours": "as train/neighbours, validation set",
     "val/ssim": "SSIM of x'_e: 9x9x9 uniform window, valid, biased variance, range of the scan; mean over scans",
@@ -52,7 +56,7 @@ METRICS = {
 CODEBOOK_METRICS = frozenset(
     name
     for name in METRICS
-    if name.endswith(("_q", "/hardening", "/neighbours")) or name.startswith(("codebook/", "map/"))
+    if name.endswith(("_q", "/commitment", "/hardening", "/neighbours")) or name.startswith(("codebook/", "map/"))
 )
 
 State = Literal["waiting", "running", "complete", "failed", "diverged", "pruned", "interrupted"]

@@ -349,3 +349,56 @@ def test_bfloat16_convolutions_leave_the_codebooks_terms_in_full_precision():
     again = model.codebook.losses(flatten(output.z).float(), model.target(torch.arange(2)))
     for term in ("hardening", "neighbours"):
         assert float(output.losses[term].detach()) == pytest.approx(float(again[term].detach()), rel=1e-6)
+
+
+# The reconstruction from codes
+
+
+def quantising_psom(assignment: str) -> PSOMVAE:
+    torch.manual_seed(0)
+    return build_model(
+        RunConfig.model_validate({"model": "psom", "grid": "4x4", "gamma_q": 0.2, "assignment": assignment})
+    )
+
+
+@pytest.mark.parametrize(
+    ("assignment", "moved"), [("hard", {"decoder", "codebook"}), ("soft", {"encoder", "decoder", "codebook"})]
+)
+def test_the_reconstruction_from_codes_teaches_codes_without_a_straight_through_estimate(assignment, moved):
+    model = quantising_psom(assignment)
+    model.start_epoch([some_scans()])
+    output = model(some_scans(), torch.arange(2))
+    output.losses["reconstruction_q"].backward(retain_graph=True)
+    assert {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None and p.grad.any()} == moved
+    model.zero_grad()
+    output.losses["commitment"].backward()
+    found = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    assert found == {"encoder"}
+
+
+def test_the_terms_from_codes_are_what_they_say():
+    model, scans = quantising_psom("hard"), some_scans()
+    model.eval()
+    output = model(scans)
+    quantised, _ = model.quantise(output.z)
+    expected = ((model.decoder(quantised) - scans) ** 2).mean()
+    assert float(output.losses["reconstruction_q"].detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+    apart = ((output.z - quantised) ** 2).mean()
+    assert float(output.losses["commitment"].detach()) == pytest.approx(float(apart.detach()), rel=1e-5)
+    assert model.weights["reconstruction"] + model.weights["reconstruction_q"] == pytest.approx(1)
+
+
+def test_a_soft_assignment_decodes_the_mean_of_all_codes():
+    codebook = quantising_psom("soft").codebook
+    tokens = torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
+    s = codebook.assign(tokens).detach().double().numpy()
+    np.testing.assert_allclose(
+        codebook.mean_code(tokens).detach(), s @ codebook.codes.detach().double().numpy(), atol=1e-4
+    )
+
+
+def test_a_psom_without_gamma_q_is_the_papers():
+    model = psom()
+    model.start_epoch([some_scans()])
+    assert set(model(some_scans(), torch.arange(2)).losses) == {"reconstruction", "hardening", "neighbours"}
+    assert model.weights["reconstruction"] == 1

@@ -103,7 +103,7 @@ def test_a_run_killed_with_9_goes_on_with_the_same_bits(tmp_path: Path, tiny_coh
 def test_every_number_of_a_run_has_a_definition_and_every_definition_a_number(
     tmp_path: Path, tiny_cohort: Cohort, stage: Path
 ) -> None:
-    run = make_run(tmp_path / "run", tiny_cohort, stage=stage, init="ae-kmeans", epochs=1)
+    run = make_run(tmp_path / "run", tiny_cohort, stage=stage, init="ae-kmeans", epochs=1, gamma_q=0.2)
     fit(run)
     assert set(run.rows()[0]) - {"epoch"} == set(METRICS)
     assert set(Run(stage).rows()[0]) - {"epoch"} < set(METRICS)

@@ -56,6 +56,11 @@ class PSOM(nn.Module):
         """The node whose code is nearest to each token, (N,)."""
         return squared_distances(tokens_NC, self.codes).argmin(1)
 
+    def mean_code(self, tokens_NC: Tensor) -> Tensor:
+        """The mean of all codes by each token's s, (N, C)."""
+        with full_precision(tokens_NC):
+            return self.assign(tokens_NC) @ self.codes
+
     def losses(self, tokens_NC: Tensor, target_NK: Tensor) -> dict[str, Tensor]:
         """The codebook's two terms of paper eq. 5, each a mean over tokens, in nats."""
         log_s_NK = self.log_assign(tokens_NC, self.codes)

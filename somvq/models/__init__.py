@@ -16,7 +16,14 @@ def _grid(config: RunConfig) -> Grid:
 
 MODELS: dict[str, Callable[[RunConfig], Model]] = {
     "ae": lambda config: AE(),
-    "psom": lambda config: PSOMVAE(_grid(config), alpha=config.alpha, beta=config.beta, gamma=config.gamma),
+    "psom": lambda config: PSOMVAE(
+        _grid(config),
+        alpha=config.alpha,
+        beta=config.beta,
+        gamma=config.gamma,
+        gamma_q=config.gamma_q,
+        assignment=config.assignment,
+    ),
 }
 
 
