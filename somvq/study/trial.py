@@ -100,6 +100,8 @@ class Conductor:
             self.tracker.follow(run)
             state = self.attempt(run, attend)
             self.tracker.finish(state)
+            if len(run.rows()) > before:
+                fruitless = blocked = 0
             if state == "interrupted":
                 blocked += 1
                 if blocked == RETRIES:
@@ -108,7 +110,7 @@ class Conductor:
                 continue
             if state != "running":
                 return state
-            fruitless = 0 if len(run.rows()) > before else fruitless + 1
+            fruitless += 1
             if fruitless == FRUITLESS:
                 run.set_state("failed", f"killed {FRUITLESS} times without finishing an epoch; out of memory?")
                 return "failed"
