@@ -186,8 +186,8 @@ class Prune(Exception):
 def start_attempt(folder: Path, log: Path) -> "subprocess.Popen[bytes]":
     """A child process that trains the run at `folder`.
 
-    Its threads sleep while they wait: OpenMP's own choice, to spin, made steps 6 to 8 times as long on cores that
-    something else used as well (benchmarks/threads.py).
+    Its threads sleep while they wait: OpenMP's own choice, to spin, is no faster alone, and made steps 2 to 8 times as
+    long on cores that something else used as well (benchmarks/threads.py).
     """
     command = [sys.executable, "-m", "somvq.study.attempt", str(folder), str(os.getpid())]
     with log.open("ab") as output:
