@@ -138,9 +138,3 @@ def hold(record: StudyRecord, trial: Trial, *, taken_over: bool) -> Claim:
     run = record.run(trial.number)
     run.folder.mkdir(parents=True, exist_ok=True)
     return Claim(trial, run, Lease.take(run.folder), taken_over)
-
-
-def count_unfinished(opened: OpenStudy) -> int:
-    """Trials that are still to be trained or finished."""
-    trials = opened.study.get_trials(deepcopy=False)
-    return max(opened.target, len(trials)) - sum(trial.state.is_finished() for trial in trials)

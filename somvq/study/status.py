@@ -101,7 +101,7 @@ def read_status(opened: OpenStudy) -> Status:
         target=opened.target,
         folder=str(record.folder),
         cohort=record.cohort_summary,
-        trials=[trial_status(trial, record.run(trial.number), record.sweep.metric.name) for trial in trials],
+        trials=[trial_status(trial, record.run(trial.number)) for trial in trials],
         baseline=json.loads(baseline.read_text()) if baseline.exists() else {},
         stages=stages,
         whole=record.sweep.combinations() == len(trials),
@@ -113,7 +113,7 @@ def run_status(run: Run) -> TrialStatus:
     return follow(TrialStatus(-1, run.progress().state, {}, 0, 0, 0, {}), run)
 
 
-def trial_status(trial: FrozenTrial, run: Run, metric: str) -> TrialStatus:
+def trial_status(trial: FrozenTrial, run: Run) -> TrialStatus:
     """A trial by what Optuna and its folder say of it."""
     status = TrialStatus(trial.number, LABELS[trial.state], dict(trial.params), 0, 0, 0, {})
     status.reason = str(trial.user_attrs.get("reason", ""))

@@ -3,13 +3,13 @@
 import signal
 from types import FrameType
 
-import optuna
 from sqlalchemy.exc import SQLAlchemyError
 
 from somvq.settings import Settings
 from somvq.study.attempt import die_with
 from somvq.study.claim import claim_trial
 from somvq.study.record import load_study
+from somvq.study.status import silence_optuna
 from somvq.study.storage import explain
 from somvq.study.trial import Blocked, Conductor
 from somvq.tracking import build_tracker
@@ -39,7 +39,7 @@ def work(settings: Settings, name: str, parent: int | None = None) -> int:
 
     0: nothing is left to take. 1: trials kept failing. 128 + signal: told to stop. `parent` is a process to stop with.
     """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    silence_optuna()
     stop = Stop()
     if parent is not None:
         die_with(parent, signal.SIGTERM)
