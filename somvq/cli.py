@@ -39,6 +39,13 @@ ShapeOption = Annotated[
     str | None, option(help="In voxels, multiples of 16: 144x176x144.", unset="all that every brain needs", panel=DATA)
 ]
 SplitSeedOption = Annotated[int, option(help="Decides which subjects train, validate and test.", panel=DATA, min=0)]
+SplitOption = Annotated[
+    str | None, option(help="Subjects to train, validate and test with, in proportion.", unset="128/23/28", panel=DATA)
+]
+PaddingOption = Annotated[
+    str | None,
+    option(help="What fills up a scan: background, or mean as in the paper.", unset="background", panel=DATA),
+]
 SkipOption = Annotated[bool, option("--skip-bad-scans", help="Go on without scans that cannot be used.", panel=DATA)]
 RunsOption = Annotated[Path | None, option(help="Folder of studies and their runs.", unset="runs", panel=PLACE)]
 StorageOption = Annotated[
@@ -130,6 +137,8 @@ def sweep(
     cohort: CohortOption = None,
     voxel_mm: VoxelOption = None,
     shape: ShapeOption = None,
+    padding: PaddingOption = None,
+    split: SplitOption = None,
     split_seed: SplitSeedOption = 0,
     skip_bad_scans: SkipOption = False,
     runs: RunsOption = None,
@@ -154,7 +163,7 @@ def sweep(
     console.print(
         f"sweep    {file}: {', '.join(n for n, p in searched.parameters.items() if p.value is None)}", soft_wrap=True
     )
-    scans = cohort_settings(voxel_mm, shape, split_seed, skip_bad_scans)
+    scans = cohort_settings(voxel_mm, shape, padding, split, split_seed, skip_bad_scans)
     opened = foreground.open_study(settings, searched, study or searched.name, seed, scans, console)
     opened.aim_for(total)
     return foreground.supervise(settings, opened, place, console)
@@ -162,12 +171,14 @@ def sweep(
 
 @app.command()
 def train(
-    model: Annotated[str, typer.Argument(help="ae or psom.")],
+    model: Annotated[str, typer.Argument(help="ae, vae, vqvae, som or psom.")],
     set_: SetOption = None,
     seed: Annotated[int, typer.Option(help="Decides all that is random.", min=0)] = 0,
     cohort: CohortOption = None,
     voxel_mm: VoxelOption = None,
     shape: ShapeOption = None,
+    padding: PaddingOption = None,
+    split: SplitOption = None,
     split_seed: SplitSeedOption = 0,
     skip_bad_scans: SkipOption = False,
     runs: RunsOption = None,
@@ -190,7 +201,12 @@ def train(
     chosen = override(one, parse_settings(set_ or []))
     name = f"train-{model}-{signature([chosen.fixed(), seed])[:6]}"
     opened = foreground.open_study(
-        settings, chosen, name, seed, cohort_settings(voxel_mm, shape, split_seed, skip_bad_scans), console
+        settings,
+        chosen,
+        name,
+        seed,
+        cohort_settings(voxel_mm, shape, padding, split, split_seed, skip_bad_scans),
+        console,
     )
     opened.aim_for(1)
     return foreground.supervise(settings, opened, JobDefinition(executor="local"), console)
@@ -314,6 +330,22 @@ def settings(json_: JsonOption = False) -> None:
     plain_console().print(table)
 
 
+@app.command()
+def metrics() -> None:
+    """Print, as Markdown, each number that a run measures and what it is."""
+    from somvq.runs import metrics_table
+
+    print(metrics_table(), end="")
+
+
+@app.command()
+def readings() -> None:
+    """Print, as Markdown, each place where the paper's code and its sources differ, and what --set reading=... does."""
+    from somvq.published import table
+
+    print(table(), end="")
+
+
 @cohort_app.command("demo")
 def cohort_demo(
     folder: Annotated[Path, typer.Argument(help="Where the scans go.")],
@@ -342,6 +374,8 @@ def cohort_prepare(
     folder: Annotated[Path, typer.Argument(help="Folder of T1 volumes.")],
     voxel_mm: VoxelOption = None,
     shape: ShapeOption = None,
+    padding: PaddingOption = None,
+    split: SplitOption = None,
     split_seed: SplitSeedOption = 0,
     skip_bad_scans: SkipOption = False,
 ) -> None:
@@ -350,13 +384,18 @@ def cohort_prepare(
     from somvq.study import foreground
 
     console = plain_console()
-    wanted = cohort_settings(voxel_mm, shape, split_seed, skip_bad_scans)
+    wanted = cohort_settings(voxel_mm, shape, padding, split, split_seed, skip_bad_scans)
     prepared = foreground.prepare(read_settings(cohort=folder), wanted, console)
     console.print(f"prepared in {prepared.folder}")
 
 
 def cohort_settings(
-    voxel_mm: float | None, shape: str | None, split_seed: int, skip_bad_scans: bool
+    voxel_mm: float | None,
+    shape: str | None,
+    padding: str | None,
+    split: str | None,
+    split_seed: int,
+    skip_bad_scans: bool,
 ) -> "CohortSettings":
     """The cohort options, checked."""
     from pydantic import ValidationError
@@ -367,13 +406,15 @@ def cohort_settings(
     if shape and not re.fullmatch(r"\d+x\d+x\d+", shape):
         raise DefinitionError(f"--shape {shape} is not three numbers of voxels, as in 144x176x144")
     sides = tuple(int(side) for side in shape.split("x")) if shape else None
+    given = {"voxel_mm": voxel_mm, "shape": sides, "padding": padding, "split": split, "split_seed": split_seed}
     try:
         return CohortSettings.model_validate(
-            {"voxel_mm": voxel_mm, "shape": sides, "split_seed": split_seed, "skip_bad_scans": skip_bad_scans}
+            {name: value for name, value in given.items() if value is not None} | {"skip_bad_scans": skip_bad_scans}
         )
     except ValidationError as error:
         problem: Any = error.errors()[0]
-        option = f"--{problem['loc'][0].replace('_', '-')} {shape or voxel_mm}: " if problem["loc"] else "--"
+        name = problem["loc"][0] if problem["loc"] else ""
+        option = f"--{name.replace('_', '-')} {shape if name == 'shape' else given.get(name)}: " if name else "--"
         raise DefinitionError(f"{option}{plain(problem)}") from error
 
 

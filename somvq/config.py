@@ -3,9 +3,12 @@
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from somvq.readings import Choice, Difference, Reading
 
 ENCODER_STRIDE = 16  # voxels of a scan along each side of a token: four convolutions of stride 2
 
@@ -13,8 +16,35 @@ NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 
 
-CODEBOOK_SETTINGS = ("grid", "topology", "alpha", "beta", "gamma", "gamma_q", "assignment")
-CODE_INITIALISERS = ("ae-kmeans", "ae-som")
+Model = Literal["ae", "vae", "vqvae", "som", "psom"]
+Init = Literal["random", "ae", "vae", "ae-kmeans", "vae-kmeans", "ae-som", "vae-som", "ae-kmeans-codes"]
+Neighbours = Literal[4, 8, "gaussian"]
+Estimator = Literal["straight-through", "rotation", "direct"]
+
+ESTIMATOR: Difference[Estimator] = Difference(
+    "Eq. (2): what x'_q teaches",
+    "its reconstruction loss reaches the codes",
+    Choice("straight-through: its gradient goes to the encoder, none reaches a code", "straight-through"),
+    Choice("the codes are decoded directly (Fortuin et al. 2018); `estimator` also offers a rotation", "direct"),
+)
+HARDENING_WEIGHT: Difference[float] = Difference(
+    "Eq. (5): gamma",
+    "1 and 10",
+    Choice("1, of a sum over all tokens of a batch", 1.0),
+    Choice("DPSOM's 20, of a mean over tokens, over the 32 channels: our reconstruction is a mean too", 20 / 32),
+)
+NEIGHBOUR_WEIGHT: Difference[float] = Difference(
+    "Eq. (5): beta",
+    "1 and 0.3",
+    Choice("1, of a mean over tokens", 1.0),
+    Choice("DPSOM's 0.25, over the 32 channels: gamma to beta as 80 to 1", 0.25 / 32),
+)
+KL_WEIGHT: Difference[float] = Difference(
+    "Continuous latent: weight of the KL",
+    "a standard VAE loss",
+    Choice("1, of a mean over latent elements beside a mean over voxels: 64 times too strong", 1.0),
+    Choice("2 latents / voxels = 1/64: with it the loss is the ELBO of a decoder of unit variance", 2 * 32 / 16**3),
+)
 
 
 class Frozen(BaseModel):
@@ -24,67 +54,213 @@ class Frozen(BaseModel):
 
 
 class RunConfig(Frozen):
-    """Everything that decides a run's numbers, beside its cohort."""
+    """Everything that decides a run's numbers, beside its cohort.
 
-    model: Literal["ae", "psom"]
-    init: Literal["random", "ae", "ae-kmeans", "ae-som"] = Field("random", description="where weights and codes start")
-    grid: str = Field("16x16", description="nodes of the map, HEIGHTxWIDTH")
-    topology: Literal["rectangular", "toroidal"] = Field("toroidal", description="whether the map's edges join")
-    alpha: Positive = Field(10.0, description="degrees of freedom of the Student's t assignment (paper eq. 3b)")
-    beta: NonNegative = Field(0.25 / 32, description="weight of the neighbour term (paper eq. 5)")
-    gamma: NonNegative = Field(20 / 32, description="weight of the cluster-hardening term (paper eq. 5)")
-    gamma_q: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.0, description="share of the reconstruction that is decoded from the codes, and trains them"
+    What the model makes no use of is None; what it uses and nobody gave has the model's default in its reading.
+    """
+
+    model: Model
+    reading: Reading = Field("corrected", description="what the paper's code did (published) or its sources mean")
+    init: Init = Field("random", description="where weights and codes start")
+    latent: Literal["plain", "continuous"] | None = Field(
+        None, description="continuous: tokens are sampled, as a VAE's (default plain)"
     )
-    assignment: Literal["hard", "soft"] = Field(
-        "hard", description="what gamma_q decodes: nearest codes, or their mean by s"
+    skip: Literal["none", "concatenate"] = Field("none", description="U-Net connections from encoder to decoder")
+    grid: str | None = Field(None, description="nodes of the map, HEIGHTxWIDTH; a VQ-VAE has as many codes")
+    topology: Literal["rectangular", "toroidal"] | None = Field(None, description="whether the map's edges join")
+    neighbours: Neighbours | None = Field(None, description="4, 8, or gaussian: all, by a width that shrinks")
+    update: Literal["ema", "gradient"] | None = Field(None, description="how codes learn: moving averages, or the loss")
+    alpha: Positive | None = Field(
+        None, description="psom: degrees of freedom (eq. 3b); som, vqvae: weight of the codebook term"
     )
+    beta: NonNegative | None = Field(None, description="weight of the neighbour term; vqvae: of the commitment")
+    beta_som: NonNegative | None = Field(
+        None, description="psom: weight of the SOM's neighbour term (eq. 3), which keeps the map in order"
+    )
+    gamma: NonNegative | None = Field(None, description="weight of the cluster hardening (eq. 5)")
+    gamma_q: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        None, description="share of the reconstruction that is decoded from the codes (eq. 2)"
+    )
+    assignment: Literal["hard", "soft"] | None = Field(
+        None, description="what gamma_q decodes: nearest codes, or their mean by s"
+    )
+    estimator: Estimator | None = Field(None, description="how the reconstruction from codes is differentiated")
+    commitment: NonNegative | None = Field(None, description="weight of the pull of tokens to their codes")
+    revive: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="codes with fewer training tokens are moved among them; 0: never"
+    )
+    kl: NonNegative | None = Field(None, description="weight of the KL of a continuous latent")
     epochs: Annotated[int, Field(ge=1)] = 40
     ae_epochs: Annotated[int, Field(ge=1)] = Field(80, description="epochs of the shared auto-encoder that init needs")
     batch_size: Annotated[int, Field(ge=1)] = Field(32, description="scans a step, at most; see training.batch_size")
     learning_rate: Positive = 0.005
+    schedule: Literal["constant", "cosine"] = Field("constant", description="cosine: the rate falls to 0 over a run")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 on a GPU, else float32"
     )
     seed: Annotated[int, Field(ge=0)] = 0
 
-    @model_validator(mode="after")
-    def _grid_is_a_map(self) -> Self:
-        if not re.fullmatch(r"[1-9]\d?x[1-9]\d?", self.grid) or self.grid == "1x1":
-            raise ValueError(f"grid '{self.grid}' is not HEIGHTxWIDTH, two whole numbers from 1 to 99, as in 16x16")
-        return self
+    @field_validator("grid")
+    @classmethod
+    def _grid_is_a_map(cls, grid: str | None) -> str | None:
+        if grid is not None and (not re.fullmatch(r"[1-9]\d?x[1-9]\d?", grid) or grid == "1x1"):
+            raise ValueError(f"grid '{grid}' is not HEIGHTxWIDTH, two whole numbers from 1 to 99, as in 16x16")
+        return grid
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        spoken = {name: value for name, value in given.items() if value is not None}
+        return {**defaults(spoken), **spoken}
 
     @model_validator(mode="after")
     def _settings_apply_to_the_model(self) -> Self:
-        if self.model == "ae":
-            idle = [name for name in CODEBOOK_SETTINGS if getattr(self, name) != RunConfig.model_fields[name].default]
-            if idle or self.init in CODE_INITIALISERS:
-                raise ValueError(f"model ae has no codebook, so {', '.join(idle) or 'init ' + self.init} says nothing")
+        applicable = defaults(self.model_dump())
+        idle = [n for n in MODEL_SETTINGS if n not in applicable and getattr(self, n) is not None]
+        if idle and not self.has_codebook and idle[0] != "kl":
+            raise ValueError(f"model {self.model} has no codebook, so {', '.join(idle)} says nothing")
+        if idle:
+            raise ValueError(f"{idle[0]} says nothing here: {self.why_idle(idle[0])}")
         return self
 
+    @model_validator(mode="after")
+    def _settings_go_together(self) -> Self:
+        if not self.has_codebook and CODES.search(self.init):
+            raise ValueError(f"model {self.model} has no codebook, so init {self.init} says nothing")
+        if self.init.startswith("vae") and self.latent != "continuous":
+            raise ValueError(f"init {self.init} needs latent: continuous, as a VAE has; or take init ae")
+        if self.model == "vae" and self.latent == "plain":
+            raise ValueError("model vae has a continuous latent; one with a plain latent is model ae")
+        if self.model == "ae" and self.latent == "continuous":
+            raise ValueError("model ae has a plain latent; one with a continuous latent is model vae")
+        if self.reading == "published" and self.latent == "continuous" and self.init.startswith("ae"):
+            raise ValueError(f"a published continuous latent has no batch norm for init {self.init}; take init vae")
+        if self.assignment == "soft" and self.estimator != "direct":
+            raise ValueError(f"assignment soft decodes means of codes, which need no estimator {self.estimator}")
+        if self.reading == "published" and self.neighbours not in (None, 4):
+            raise ValueError(
+                f"the paper's code knows 4 neighbours, so neighbours {self.neighbours} is no published one"
+            )
+        if self.gamma_q == 1 and self.estimator == "direct" and self.assignment != "soft":
+            raise ValueError(
+                "estimator direct with gamma_q 1 leaves the encoder without a reconstruction to learn from"
+            )
+        return self
+
+    def why_idle(self, name: str) -> str:
+        """Why this run makes no use of setting `name`."""
+        if name == "kl":
+            return "latent is plain"
+        if self.reading == "published" and self.model == "som" and name == "commitment":
+            return "the published alpha moves tokens and codes alike"
+        if self.reading == "published" and self.model == "psom" and name != "update":
+            return "the published psom decodes no codes"
+        if self.update == "ema" and name in ("alpha", "beta", "estimator"):
+            return "codes learn by moving averages, not by a term of the loss (update: gradient)"
+        return f"model {self.model} has none"
+
     @property
-    def needs_autoencoder(self) -> bool:
-        """Whether `init` takes weights from a trained auto-encoder."""
-        return self.init != "random"
+    def has_codebook(self) -> bool:
+        """Whether tokens have codes."""
+        return self.model not in ("ae", "vae")
+
+    @property
+    def has_map(self) -> bool:
+        """Whether codes lie on a map."""
+        return self.model in ("som", "psom")
 
     @property
     def grid_shape(self) -> tuple[int, int]:
         """Height and width of the map, in nodes."""
+        assert self.grid is not None
         height, width = self.grid.split("x")
         return int(height), int(width)
 
-    def autoencoder(self, study_seed: int) -> "RunConfig":
-        """The run that trains the auto-encoder from which `init` takes weights; the same for a whole study."""
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """The terms of the loss, by the names under which they are logged."""
+        share = self.gamma_q or 0.0
+        chosen = {
+            "reconstruction": share < 1,
+            "reconstruction_q": share > 0,
+            "kl": self.latent == "continuous",
+            "codebook": self.update == "gradient" and (self.model == "vqvae" or self.reading == "corrected"),
+            "commitment": self.model in ("vqvae", "som") or (self.model == "psom" and share > 0),
+            "hardening": self.model == "psom",
+            "order": bool(self.beta_som),
+            "neighbours": self.model == "psom" or (self.model == "som" and self.update == "gradient"),
+        }
+        return tuple(name for name, is_there in chosen.items() if is_there)
+
+    def stages(self, study_seed: int) -> dict[str, "RunConfig"]:
+        """The runs that train what `init` starts from, "ae" or "vae"; the same for a whole study."""
+        return {model: self.stage(model, study_seed) for model in self.starts_from}
+
+    @property
+    def starts_from(self) -> tuple[Literal["ae", "vae"], ...]:
+        """The kinds of trained auto-encoder that `init` needs."""
+        if self.init == "random":
+            return ()
+        if self.init.startswith("ae"):
+            return ("ae",)
+        takes_centres_of_ae = self.reading == "published" and self.init == "vae-kmeans"
+        return ("vae", "ae") if takes_centres_of_ae else ("vae",)
+
+    def stage(self, model: Literal["ae", "vae"], study_seed: int) -> "RunConfig":
+        """The run that trains the auto-encoder `model`."""
+        own = {"reading": self.reading, "kl": self.kl} if model == "vae" else {}  # an AE is the same in both readings
         return RunConfig(
-            model="ae",
-            init="random",
+            model=model,
+            skip=self.skip,
             epochs=self.ae_epochs,
             ae_epochs=self.ae_epochs,
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,
+            schedule="constant",
             precision=self.precision,
             seed=derive_seed(study_seed, "autoencoder"),
+            **own,
         )
+
+
+MODEL_SETTINGS = ("latent", "grid", "topology", "neighbours", "update", "alpha", "beta", "beta_som", "gamma", "gamma_q",
+                  "assignment", "estimator", "commitment", "revive", "kl")  # fmt: skip
+CODES = re.compile("kmeans|som")  # what names initialisers that place codes
+
+
+def defaults(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that a model makes use of, each with what it is where nobody says."""
+    model = given.get("model")
+    reading: Reading = "published" if given.get("reading") == "published" else "corrected"
+    use: dict[str, Any] = {"latent": "continuous" if model == "vae" else "plain"}
+    if given.get("latent", use["latent"]) == "continuous":
+        use["kl"] = KL_WEIGHT.of(reading)
+    if model in ("vqvae", "som", "psom"):
+        use |= {"grid": "16x16", "revive": 0, "estimator": ESTIMATOR.of(reading)}
+    if model in ("som", "psom"):
+        use |= {"topology": "toroidal", "neighbours": 4}
+    if model == "vqvae":
+        use |= {"update": "ema", "beta": 6.0, "gamma_q": 1.0}
+        if given.get("update") == "gradient":
+            use["alpha"] = 1.0
+        if given.get("gamma_q", 1.0) == 1:
+            use["estimator"] = "straight-through"  # eq. (1): the encoder learns of nothing but x'_q
+    if model == "som":
+        use |= {"update": "gradient", "gamma_q": 0.2, "commitment": 6.0, "alpha": 6.0, "beta": 1.0}
+        if reading == "published":
+            del use["commitment"]  # its alpha moves tokens and codes alike
+        if given.get("update") == "ema":
+            use |= {"commitment": 6.0}
+            del use["alpha"], use["beta"]
+    if model == "psom":
+        use |= {"alpha": 10.0, "beta": NEIGHBOUR_WEIGHT.of(reading), "gamma": HARDENING_WEIGHT.of(reading)}
+        if reading == "corrected":
+            use |= {"gamma_q": 0.0, "assignment": "hard", "commitment": 0.25, "beta_som": 0.0}
+        else:
+            del use["estimator"]
+    return use
 
 
 class CohortSettings(Frozen):
@@ -92,8 +268,19 @@ class CohortSettings(Frozen):
 
     voxel_mm: Positive | None = Field(None, description="resample to cubes of this side; none: as they are")
     shape: tuple[int, int, int] | None = Field(None, description="voxels; none: the smallest that holds every brain")
+    padding: Literal["background", "mean"] = Field(
+        "background", description="what fills up a scan: its background; or its mean, the published reading"
+    )
+    split: str = Field("128/23/28", description="subjects to train, validate and test with, in proportion")
     split_seed: Annotated[int, Field(ge=0)] = 0
     skip_bad_scans: bool = Field(False, description="go on without scans that cannot be used")
+
+    @field_validator("split")
+    @classmethod
+    def _split_has_three_parts(cls, split: str) -> str:
+        if not re.fullmatch(r"\d+(\.\d+)?(/\d+(\.\d+)?){2}", split) or 0 in [float(s) for s in split.split("/")[:2]]:
+            raise ValueError(f"split '{split}' is not TRAIN/VAL/TEST, three numbers of which only the last may be 0")
+        return split
 
     @model_validator(mode="after")
     def _tokens_fill_the_shape(self) -> Self:

@@ -15,7 +15,7 @@ from pydantic_core import PydanticCustomError
 
 from somvq.config import Frozen, RunConfig
 from somvq.errors import DefinitionError
-from somvq.runs import CODEBOOK_METRICS, METRICS
+from somvq.runs import METRICS, why_not_measured
 
 SEARCHABLE = [name for name in RunConfig.model_fields if name != "seed"]  # each trial has a seed of its own
 
@@ -27,6 +27,7 @@ def no_boolean(value: Any) -> Any:
     return value
 
 
+ROW = "row"  # the parameter that says which of a sweep's rows a trial is
 MOST_COMBINATIONS = 1000  # of a sweep's values that are checked together when it is read
 Number = Annotated[int | float, BeforeValidator(no_boolean)]
 Scalar = Annotated[int | float | str, BeforeValidator(no_boolean)]
@@ -109,14 +110,23 @@ class Sweep(Frozen):
     method: Literal["bayes", "random", "grid"] = "bayes"
     metric: Metric
     parameters: dict[str, Parameter] = Field(min_length=1)
+    rows: dict[str, dict[str, Scalar]] = Field(default_factory=dict)
     run_cap: Annotated[int, Field(ge=1)] | None = None
     early_terminate: EarlyTermination | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rows_are_a_parameter(cls, given: Any) -> Any:
+        rows, parameters = (given.get("rows"), given.get("parameters") or {}) if isinstance(given, dict) else (None, {})
+        if not isinstance(rows, dict) or not rows or not isinstance(parameters, dict) or ROW in parameters:
+            return given
+        return {**given, "parameters": {**parameters, ROW: {"values": tuple(rows)}}}
 
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
         for name, parameter in self.parameters.items():
             try:
-                check_parameter(name, parameter)
+                check_parameter(name, parameter, self.rows)
                 if self.method == "grid" and parameter.min is not None:
                     raise ValueError("method grid needs value or values here, not min and max")
             except ValueError as error:
@@ -124,7 +134,11 @@ class Sweep(Frozen):
         for values in islice(
             product(*(p.values or p.samples[:1] for p in self.parameters.values())), MOST_COMBINATIONS
         ):
-            check_together(dict(zip(self.parameters, values, strict=True)), self.metric.name)
+            chosen = dict(zip(self.parameters, values, strict=True))
+            try:
+                check_together(self.settings(chosen), self.metric.name)
+            except ValueError as error:
+                raise ValueError(f"row '{chosen[ROW]}': {error}" if ROW in chosen else str(error)) from None
         return self
 
     def combinations(self) -> int | None:
@@ -132,6 +146,12 @@ class Sweep(Frozen):
         if self.method != "grid":
             return None
         return math.prod(len(p.values) for p in self.parameters.values() if p.values is not None)
+
+    def settings(self, suggested: dict[str, Any]) -> dict[str, Any]:
+        """A run's settings: what is fixed, what was suggested, and what its row says, the later the stronger."""
+        chosen = {**self.fixed(), **suggested}
+        row = self.rows.get(str(chosen.pop(ROW, "")), {})
+        return {**chosen, **row}
 
     def fixed(self) -> dict[str, Scalar]:
         """The parameters that have one value."""
@@ -145,8 +165,13 @@ class JobDefinition(Frozen):
     workers: Annotated[int, Field(ge=1)] = 1
 
 
-def check_parameter(name: str, parameter: Parameter) -> None:
+def check_parameter(name: str, parameter: Parameter, rows: dict[str, dict[str, Scalar]]) -> None:
     """Refuses what is no setting of a run, and values that the setting cannot have."""
+    if name == ROW and rows:
+        for value in parameter.samples:
+            if value not in rows:
+                raise ValueError(f"no row is called '{value}'; {did_you_mean(str(value), rows)}")
+        return
     if name not in SEARCHABLE:
         raise ValueError(f"is not a setting that can be searched; {did_you_mean(name, SEARCHABLE)}")
     for value in parameter.samples:
@@ -158,21 +183,19 @@ def check_setting(name: str, value: Any) -> None:
     try:
         RunConfig.model_validate({"model": "psom", name: value})
     except ValidationError as error:
-        own = [p for p in error.errors() if p["loc"] in ((name,), ())]
-        if own and not (name == "model" and own[0]["loc"] == ()):
+        own = [problem for problem in error.errors() if problem["loc"][:1] == (name,)]
+        if own:
             raise ValueError(f"{value!r} is impossible: {plain(own[0])}") from None
 
 
 def check_together(settings: dict[str, Any], metric: str) -> None:
     """Refuses settings that are possible one by one, but not together."""
-    if settings.get("model") == "ae" and metric in CODEBOOK_METRICS:
-        raise ValueError(f"model ae has no codebook, so {metric} is not measured")
-    if not settings.get("gamma_q") and metric.endswith(("/reconstruction_q", "/commitment")):
-        raise ValueError(f"gamma_q is 0, so {metric} is not measured")
     try:
-        RunConfig.model_validate(settings)
+        config = RunConfig.model_validate(settings)
     except ValidationError as error:
         raise ValueError(plain(error.errors()[0], "parameters: ")) from None
+    if why := why_not_measured(metric, config):
+        raise ValueError(f"{why}, so {metric} is not measured")
 
 
 def did_you_mean(name: str, allowed: Any) -> str:

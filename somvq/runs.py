@@ -25,39 +25,126 @@ from somvq.files import write_json, write_whole
 
 Row = dict[str, float]
 
-METRICS = {
-    "train/loss": "what was minimised: the terms below by their weights, mean over steps",
-    "train/reconstruction": "mean squared error of x'_e per voxel (z-scores), training set",
-    "train/reconstruction_q": "mean squared error of the reconstruction from codes that gamma_q asks for, training set",
-    "train/commitment": "mean squared distance of tokens to their codes, per channel, training set",
-    "train/hardening": "cluster hardening KL(t || s), mean over tokens, nats (paper eq. 5, first sum)",
-    "train/neighbours": "neighbour term, mean over tokens, nats (paper eq. 5, second sum)",
-    "val/loss": "as train/loss, validation set",
-    "val/reconstruction": "as train/reconstruction, validation set",
-    "val/reconstruction_q": "as train/reconstruction_q, validation set",
-    "val/commitment": "as train/commitment, validation set",
-    "val/hardening": "as train/hardening, validation set",
-    "val/neighbours": "as train/neighbours, validation set",
+
+def beside_chance(definitions: dict[str, str]) -> dict[str, str]:
+    """Each metric, its mean over permutations, and the share of them as good."""
+    named: dict[str, str] = {}
+    for name, words in definitions.items():
+        named |= {name: words, f"{name}_null": f"mean of {name} over 199 permutations: what chance gives",
+                  f"{name}_p": f"share of permutations whose {name} is as good"}  # fmt: skip
+    return named
+
+
+LOSSES = {
+    "loss": "what is minimised: the terms below by their weights",
+    "reconstruction": "mean squared error of x'_e per voxel (z-scores), where it is trained",
+    "reconstruction_q": "mean squared error of x'_q per voxel, where it is trained (gamma_q)",
+    "kl": "KL of a continuous latent in nats, mean over latent elements; published: its wrong form",
+    "codebook": "squared distance of codes to their tokens per channel, mean over tokens; moves codes",
+    "commitment": "squared distance of tokens to their codes per channel, mean over tokens; published SOM: moves both",
+    "hardening": "cluster hardening KL(t || s), nats (eq. 5, first sum): mean over tokens; published: sum over a batch",
+    "order": "psom with beta_som: eq. 3, squared distance of tokens to codes near their node, moves codes",
+    "neighbours": "psom: eq. 5, second sum, nats, token mean; som: eq. 3, squared distance to codes near the node",
+}
+IMAGES = {
+    "val/mse": "mean squared error of x'_e per voxel (z-scores)",
     "val/ssim": "SSIM of x'_e: 9x9x9 uniform window, valid, biased variance, range of the scan; mean over scans",
-    "val/ssim_q": "SSIM of x'_q, decoded from the nearest codes; as val/ssim",
     "val/psnr": "PSNR of x'_e in dB, peak = range of the scan; mean over scans",
     "val/psnr_max": "PSNR of x'_e in dB, peak = maximum of the z-scored scan (the paper's); mean over scans",
-    "val/psnr_q": "PSNR of x'_q; as val/psnr",
+}
+CODEBOOK_METRICS = {
+    **{f"{name}_q": f"as {name}, of x'_q: decoded from the nearest codes" for name in IMAGES},
     "codebook/used": "codes that are nearest to at least one token of the validation set",
     "codebook/used_share": "codebook/used as a share of all codes",
+    "codebook/dead": "codes that are nearest to no token of the validation set",
+    "codebook/used_per_scan": "codes that are nearest to at least one token of a scan, mean over scans",
     "codebook/perplexity": "exp of the entropy of code use over the validation set: codes used, if evenly",
+    "codebook/quantisation_error": "squared distance of tokens to their codes over that to the tokens' mean: 0 to 1",
+    "codebook/mixing": "of each code's 5 nearest neighbours among tokens and codes, the share that are tokens",
+    "codebook/norm_ratio": "largest norm of a code over largest norm of a token; far above 1, a code has flown off",
+}
+PSOM_METRICS = {
     "codebook/entropy": "entropy of s over ln K, mean over validation tokens: 0 one node each, 1 all alike (collapse)",
+}
+MAP_METRICS = {
     "map/neighbour_r": "mean Pearson r of neighbouring codes, the codebook's mean removed",
     "map/neighbour_r_raw": "mean Pearson r of neighbouring codes as they are (the paper's; inflated by the mean)",
+    "map/morans_i": "Moran's I of codes on the map, 4 neighbours, no self-pairs: 0 no order, towards 1 smooth",
     "map/topographic_error": "share of validation tokens whose two nearest nodes are no neighbours; a torus has more",
+    "map/topographic_error_8": "as map/topographic_error, diagonal neighbours counted",
+}
+SURVEY = {  # once, at the last epoch
+    "val/ssim_skimage": "SSIM of x'_e as scikit-image's default: 7x7x7 uniform window, sample covariance",
+    "val/ssim_gaussian": "SSIM of x'_e by a Gaussian window of sigma 1.5, 11 voxels wide (Wang et al. 2004)",
+    "val/ssim_brain": "val/ssim, mean over windows whose centre is brain",
+    "val/ssim_unpadded": "val/ssim of the part of the volume that is no padding",
+}
+SURVEY_OF_CODES = {
+    **{f"{name}_q": f"as {name}, of x'_q" for name in SURVEY},
+    "codebook/used_brain": "codes that are nearest to at least one token that is mostly brain",
+    "codebook/used_brain_per_scan": "the same in one scan, mean over scans",
+    "codebook/overlap": "of each token's 5 nearest neighbours, the share that are codes, over chance: 1 mixed, 0 apart",
+    "locality/tissue_by_place": "locality/tissue, of the node that the other scans have most often at the place",
+    "locality/same_node": "of two scans' tokens at one place of the brain, the share that have the same node",
+    **beside_chance({
+        "locality/tissue": "what nodes tell of tissue (CSF, GM, WM by Otsu's thresholds), a share of its entropy",
+        "locality/age": "what nodes tell of age (thirds; synthetic cohorts only), a share of its entropy",
+        "locality/atrophy": "what nodes tell of atrophy (thirds; synthetic cohorts only), a share of its entropy",
+    }),
+}  # fmt: skip
+SURVEY_OF_MAPS = {
+    **{name: words for name, words in beside_chance(MAP_METRICS).items() if name not in MAP_METRICS},
+    **beside_chance({
+        "map/morans_i_published": "Moran's I of the paper's code: exp(-steps), self-pairs too; above 0.2 by chance",
+        "map/trustworthiness": "of 5 nearest nodes on the map, how near their codes rank: 1 all right, 0.5 chance",
+        "map/topographic_product": "log ratio of distances on map and between codes: 0 fits, below 0 map too small",
+        "map/topographic_violation": "the same without cancelling: 0 where the order of distances agrees everywhere",
+        "locality/place": "Spearman r of distance in the scan and on the map, token pairs of the brain; null: tokens",
+        "locality/order": "the same value; its null shuffles nodes over the map, so that only a map passes",
+        "locality/agreement": "1 - steps between two scans' nodes at one place over those at random places",
+    }),
+}  # fmt: skip
+METRICS = {
+    **{f"train/{name}": f"{words}; mean over steps" for name, words in LOSSES.items()},
+    **{f"val/{name}": f"as train/{name}, validation set" for name in LOSSES},
+    **IMAGES,
+    **CODEBOOK_METRICS,
+    **PSOM_METRICS,
+    **MAP_METRICS,
+    **SURVEY,
+    **SURVEY_OF_CODES,
+    **SURVEY_OF_MAPS,
     "time/epoch_s": "seconds of the epoch, validation included",
 }
 
-CODEBOOK_METRICS = frozenset(
-    name
-    for name in METRICS
-    if name.endswith(("_q", "/commitment", "/hardening", "/neighbours")) or name.startswith(("codebook/", "map/"))
-)
+
+def metrics_table() -> str:
+    """Every metric and its definition, in Markdown."""
+    at_the_end = {**SURVEY, **SURVEY_OF_CODES, **SURVEY_OF_MAPS}
+    every_epoch = {name: words for name, words in METRICS.items() if name not in at_the_end}
+    lines = ["Each epoch:", "", *rows_of(every_epoch), "", "Once, of the trained model:", "", *rows_of(at_the_end)]
+    return "\n".join(lines) + "\n"
+
+
+def rows_of(definitions: dict[str, str]) -> list[str]:
+    """A Markdown table."""
+    rows = [f"| `{name}` | {words.replace('||', '&#124;&#124;')} |" for name, words in definitions.items()]
+    return ["| key | what it is |", "|---|---|", *rows]
+
+
+def why_not_measured(metric: str, config: RunConfig) -> str:
+    """Why a run of `config` does not measure `metric`; empty if it does."""
+    part, _, term = metric.partition("/")
+    if part in ("train", "val") and term in LOSSES and term not in ("loss", *config.terms):
+        return f"this {config.model} has no term {term}"
+    if metric in {**CODEBOOK_METRICS, **SURVEY_OF_CODES} and not config.has_codebook:
+        return f"model {config.model} has no codebook"
+    if metric in {**MAP_METRICS, **SURVEY_OF_MAPS} and not config.has_map:
+        return f"model {config.model} has no map"
+    if metric in PSOM_METRICS and config.model != "psom":
+        return f"model {config.model} assigns no token to more than one code"
+    return ""
+
 
 State = Literal["waiting", "running", "complete", "failed", "diverged", "pruned", "interrupted"]
 FINISHED: frozenset[State] = frozenset({"complete", "failed", "diverged", "pruned"})
@@ -80,7 +167,7 @@ class RunRecord(BaseModel):
     config: RunConfig
     cohort: Path  # the prepared cohort: a folder of data/cache.py
     cohort_fingerprint: str
-    stage: str | None = None  # the trained auto-encoder that init needs: its run's folder, as seen from this one
+    stages: dict[str, str] = {}  # the trained auto-encoders that init needs, by kind: their folders, seen from this one
     study: str
     name: str  # "psom t0007"
     wandb_id: str

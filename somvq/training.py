@@ -1,27 +1,26 @@
 """The one training loop."""
 
-import json
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from somvq import figures, metrics
+from somvq import figures
 from somvq.checkpoints import load_checkpoint, save_checkpoint
-from somvq.codebooks.psom import squared_distances
 from somvq.config import derive_seed
 from somvq.data.cohort import Cohort
 from somvq.errors import RunError
 from somvq.figures import codebook, curves, latent, reconstruction
-from somvq.files import locked, write_json
-from somvq.initialisers import INITIALISERS
-from somvq.initialisers.start import Start
+from somvq.initialisers import initialise
+from somvq.initialisers.start import Kind, Start, Tokens
 from somvq.models import Model, build_model
-from somvq.models.psomvae import PSOMVAE, flatten
+from somvq.models.discrete import DiscreteAE, flatten
 from somvq.runs import Row, Run
+from somvq.validation import Validation, mean_image_baseline, objective, survey, validate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,18 +59,6 @@ class Scans:
             yield self.read(rows[first : first + size])
 
 
-class Validation(NamedTuple):
-    """What a pass over the validation set gives; the last four only where there is a codebook."""
-
-    row: Row
-    scan: Tensor  # the first one, (X, Y, Z)
-    image: Tensor  # its x'_e
-    image_q: Tensor | None = None
-    tokens: Tensor | None = None  # (N, C)
-    nodes: Tensor | None = None  # (N,)
-    hits: Tensor | None = None  # (K,)
-
-
 def batch_size(asked: int, scans: int) -> int:
     """Scans a step: as asked, but no more than leaves an epoch the paper's four steps."""
     return max(1, min(asked, scans // STEPS_AN_EPOCH))
@@ -93,7 +80,10 @@ def fit(run: Run, should_stop: Callable[[], bool] = lambda: False) -> None:
         began = time.monotonic()
         row = training.train(epoch, should_stop)
         validation = training.validate()
-        row = {"epoch": epoch, **row, **validation.row, "time/epoch_s": time.monotonic() - began}
+        row = {"epoch": epoch, **row, **validation.row}
+        if epoch == training.config.epochs:
+            row |= training.survey(validation)
+        row["time/epoch_s"] = time.monotonic() - began
         training.save(epoch, row)  # the checkpoint first: a kill after it repeats no epoch
         training.draw(epoch, row, validation)
         run.append(row)  # last: whoever follows the ledger finds the epoch's figures there
@@ -131,29 +121,27 @@ class Training:
 
     def initialise(self) -> None:
         """Starts weights and codes as the settings say."""
-        start = Start(derive_seed(self.config.seed, "init"), self.training_tokens, self.stage_weights())
-        INITIALISERS[self.config.init](self.model, start)
+        seed = derive_seed(self.config.seed, "init")
+        initialise(self.model, self.config, Start(seed, self.training_tokens, self.batch, self.stage_weights()))
 
-    def stage_weights(self) -> dict[str, Tensor] | None:
-        """The weights of the study's trained auto-encoder, where the initialiser needs them."""
-        stage = self.run.record.stage
-        if not self.config.needs_autoencoder or stage is None:
-            return None
-        saved = load_checkpoint(self.run.folder / stage / "checkpoint.pt", str(self.device))
-        if saved is None:
-            raise RunError(
-                f"{self.run.folder / stage} holds no trained auto-encoder; delete it and it is trained again"
-            )
-        weights: dict[str, Tensor] = saved["model"]
+    def stage_weights(self) -> dict[Kind, dict[str, Tensor]]:
+        """The weights of the study's trained auto-encoders, where the initialiser needs them."""
+        weights = {}
+        for kind, stage in self.run.record.stages.items():
+            saved = load_checkpoint(self.run.folder / stage / "checkpoint.pt", str(self.device))
+            if saved is None:
+                where = self.run.folder / stage
+                raise RunError(f"{where} holds no trained auto-encoder; delete it and it is trained again")
+            weights[cast(Kind, kind)] = saved["model"]
         return weights
 
     @torch.no_grad()
-    def training_tokens(self, encoder: nn.Module) -> Tensor:
-        """Tokens of the whole training set, (N, C), in eval mode."""
-        encoder.eval()
-        tokens = torch.cat([flatten(encoder(scans)).float() for scans in self.train_batches()])
-        encoder.train()
-        return tokens
+    def training_tokens(self, encoder: nn.Module, scans: int | None = None) -> Tokens:
+        """Tokens of the training set, or of its first `scans`, in eval mode, and how much of each is brain."""
+        encoder.to(self.device).eval()
+        rows = self.cohort.rows["train"][:scans]
+        values = torch.cat([flatten(encoder(part)).float() for part in self.scans.batches(rows, self.batch)])
+        return Tokens(values, torch.from_numpy(self.cohort.share_of_brain(rows)).flatten().to(self.device))
 
     def train_batches(self) -> Iterator[Tensor]:
         """The training set in order."""
@@ -167,11 +155,12 @@ class Training:
     def train(self, epoch: int, should_stop: Callable[[], bool]) -> Row:
         """One epoch over the training set in a seeded order; the mean of each term over its steps."""
         torch.manual_seed(derive_seed(self.config.seed, epoch))
+        self.set_rate(epoch)
         rows = self.cohort.rows["train"]
         order = torch.randperm(len(rows))
         self.model.train()
         with self.autocast():
-            self.model.start_epoch(self.train_batches())
+            self.model.start_epoch(self.train_batches(), (epoch - 1) / max(self.config.epochs - 1, 1))
         terms = []
         for places in order.split(self.batch):
             if should_stop():
@@ -180,61 +169,32 @@ class Training:
         means = {name: float(torch.stack([term[name] for term in terms]).mean()) for name in terms[0]}
         return finite({f"train/{name}": value for name, value in means.items()})
 
+    def set_rate(self, epoch: int) -> None:
+        """The learning rate of `epoch`, by the schedule: decided by its number, so that a resumed run has it too."""
+        rate = self.config.learning_rate
+        if self.config.schedule == "cosine":
+            rate *= (1 + math.cos(math.pi * (epoch - 1) / self.config.epochs)) / 2
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+
     def step(self, rows: Sequence[int], places: Tensor) -> dict[str, Tensor]:
         """One step of the optimiser on scans `rows`, the training set's `places`."""
         with self.autocast():
             losses = self.model(self.scans.read(rows), places).losses
-        loss = self.weigh(losses)
+        loss = objective(self.model, losses)
         self.optimiser.zero_grad()
         loss.backward()
         self.optimiser.step()
         return {name: term.detach() for name, term in {"loss": loss, **losses}.items()}
 
-    def weigh(self, losses: dict[str, Tensor]) -> Tensor:
-        """The objective: the terms by the model's weights."""
-        total = torch.zeros((), device=self.device)
-        for name, term in losses.items():
-            total = total + self.model.weights[name] * term
-        return total
-
-    @torch.no_grad()
     def validate(self) -> Validation:
         """Every metric over the whole validation set, in eval mode."""
-        self.model.eval()
-        rows = self.cohort.rows["val"]
-        sums: dict[str, float] = {}
-        parts: list[Validation] = []
-        for scans in self.scans.batches(rows, self.batch):
-            part = self.validate_batch(scans)
-            parts.append(part)
-            for name, value in part.row.items():
-                sums[name] = sums.get(name, 0.0) + value * len(scans)
-        row = finite({name: value / len(rows) for name, value in sums.items()})
-        if not isinstance(self.model, PSOMVAE):
-            return parts[0]._replace(row=row)
-        tokens = torch.cat([part.tokens for part in parts if part.tokens is not None])
-        nodes = torch.cat([part.nodes for part in parts if part.nodes is not None])
-        hits = torch.bincount(nodes, minlength=self.model.codebook.grid.nodes)
-        row |= codebook_row(self.model, tokens, hits)
-        return parts[0]._replace(row=row, tokens=tokens, nodes=nodes, hits=hits)
+        validation = validate(self.model, self.scans.batches(self.cohort.rows["val"], self.batch), self.autocast)
+        return validation._replace(row=finite(validation.row))
 
-    def validate_batch(self, scans: Tensor) -> Validation:
-        """Losses and reconstruction metrics of a batch, each a mean over its scans."""
-        with self.autocast():
-            output = self.model(scans)
-            image = output.reconstruction.float()
-        terms = {"loss": self.weigh(output.losses), **output.losses}
-        row = {f"val/{name}": float(term) for name, term in terms.items()}
-        row |= reconstruction_row(scans, image)
-        validation = Validation(row, scans[0, 0], image[0, 0])
-        if not isinstance(self.model, PSOMVAE):
-            return validation
-        quantised, nodes = self.model.quantise(output.z.float())
-        with self.autocast():
-            image_q = self.model.decoder(quantised).float()
-        row["val/ssim_q"] = float(metrics.ssim(scans, image_q).mean())
-        row["val/psnr_q"] = float(metrics.psnr(scans, image_q, metrics.scan_range(scans)).mean())
-        return validation._replace(image_q=image_q[0, 0], tokens=flatten(output.z).float(), nodes=nodes.flatten())
+    def survey(self, validation: Validation) -> Row:
+        """What is measured once, of the trained model."""
+        return survey(self.model, self.cohort, self.cohort.rows["val"], self.scans.read, validation)
 
     def save(self, epoch: int, row: Row) -> None:
         """The run whole, after `epoch`."""
@@ -253,7 +213,7 @@ class Training:
         if not figures_due(epoch, self.config.epochs):
             return
         drawn = {"reconstruction": draw_slices(validation)}
-        if isinstance(self.model, PSOMVAE) and validation.hits is not None:
+        if isinstance(self.model, DiscreteAE) and validation.hits is not None:
             drawn |= draw_map(self.model, validation, with_latent=last)
         if last:
             drawn["curves"] = curves.draw_curves([*self.run.rows(), row])
@@ -278,38 +238,13 @@ def figures_due(epoch: int, last: int) -> bool:
     return epoch in FIGURE_EPOCHS or epoch == last
 
 
-def reconstruction_row(scans: Tensor, images: Tensor) -> Row:
-    """SSIM and PSNR of `images`, means over scans."""
-    return {
-        "val/ssim": float(metrics.ssim(scans, images).mean()),
-        "val/psnr": float(metrics.psnr(scans, images, metrics.scan_range(scans)).mean()),
-        "val/psnr_max": float(metrics.psnr(scans, images, metrics.scan_maximum(scans)).mean()),
-    }
-
-
-def codebook_row(model: PSOMVAE, tokens: Tensor, hits: Tensor) -> Row:
-    """How the codebook is used, and how well it is a map; what has no value (codes all alike) is left out."""
-    codebook, grid = model.codebook, model.codebook.grid
-    used = int((hits > 0).sum())
-    row = {
-        "codebook/used": used,
-        "codebook/used_share": used / grid.nodes,
-        "codebook/perplexity": metrics.perplexity(hits),
-        "codebook/entropy": metrics.assignment_entropy(codebook.assign(tokens)),
-        "map/neighbour_r": metrics.neighbour_correlation(codebook.codes, grid, centred=True),
-        "map/neighbour_r_raw": metrics.neighbour_correlation(codebook.codes, grid, centred=False),
-        "map/topographic_error": metrics.topographic_error(squared_distances(tokens, codebook.codes), grid),
-    }
-    return {name: value for name, value in row.items() if np.isfinite(value)}
-
-
 def draw_slices(validation: Validation) -> "Figure":
     """The first validation scan beside its reconstructions."""
     quantised = None if validation.image_q is None else validation.image_q.cpu().numpy()
     return reconstruction.draw_reconstruction(validation.scan.cpu().numpy(), validation.image.cpu().numpy(), quantised)
 
 
-def draw_map(model: PSOMVAE, validation: Validation, *, with_latent: bool) -> "dict[str, Figure]":
+def draw_map(model: DiscreteAE, validation: Validation, *, with_latent: bool) -> "dict[str, Figure]":
     """The codebook's figures, by name."""
     grid, codes = model.codebook.grid, model.codebook.codes.detach().cpu().numpy()
     assert validation.hits is not None
@@ -320,26 +255,7 @@ def draw_map(model: PSOMVAE, validation: Validation, *, with_latent: bool) -> "d
         "usage": codebook.draw_usage(hits),
     }
     if with_latent and validation.tokens is not None and validation.nodes is not None:
-        tokens, nodes = validation.tokens.cpu().numpy(), validation.nodes.cpu().numpy()
+        tokens, nodes = validation.tokens.cpu().numpy(), validation.nodes.flatten().cpu().numpy()
         torus = grid.topology == "toroidal"
         drawn["tsne"] = latent.draw_latent(tokens, nodes, codes, grid.height, grid.width, toroidal=torus)
     return drawn
-
-
-def mean_image_baseline(cohort: Cohort) -> Row:
-    """What printing the training set's mean scores on the validation set; measured once a cohort, kept beside it.
-
-    A model that is no better has learned nothing about anyone.
-    """
-    path = cohort.folder / "baseline.json"
-    with locked(cohort.folder / ".baseline.lock"):
-        if path.exists():
-            kept: Row = json.loads(path.read_text())
-            return kept
-        scans = Scans(cohort, torch.device("cpu"))
-        train, val = cohort.rows["train"], cohort.rows["val"]
-        mean = torch.stack([scans.read([row]) for row in train]).mean(0)
-        parts = [reconstruction_row(scan, mean) for scan in scans.batches(val, 1)]
-        row = {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
-        write_json(path, row)
-        return row

@@ -89,7 +89,7 @@ def test_no_words_at_all_are_answered_with_help(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["sweep", "pson"], "no sweep is called 'pson'; there are psom"),
+        (["sweep", "pson"], "no sweep is called 'pson'; there are ae, psom, som"),
         (["sweep", "psom", "--trials", "0"], "--trials 0 is too few: give 1 or more"),
         (["sweep", "psom", "--trials", "-3"], "--trials -3 is too few"),
         (["sweep", "psom", "--trials", "many"], "Invalid value for '--trials'"),

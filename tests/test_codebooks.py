@@ -1,5 +1,6 @@
-"""Maps and codebooks are checked against loops, scipy and closed forms."""
+"""Maps and codebooks are checked against loops, numpy, scipy and closed forms."""
 
+import itertools
 import math
 
 import numpy as np
@@ -11,8 +12,14 @@ from scipy.sparse.csgraph import shortest_path
 from scipy.spatial.distance import cdist
 from torch import Tensor
 
-from somvq.codebooks.grid import Grid
-from somvq.codebooks.psom import PSOM, hardening, sharpen, squared_distances
+from somvq.codebooks.averages import MovingAverages
+from somvq.codebooks.codebook import Codebook, homes_on_map, squared_distances, sums_by_node
+from somvq.codebooks.estimators import ESTIMATORS, rotation
+from somvq.codebooks.grid import Grid, Neighbourhood
+from somvq.codebooks.psom import PSOM, neighbours_of_codes, sharpen
+from somvq.codebooks.psom import hardening_of_mean as hardening
+from somvq.codebooks.som import SOM, neighbour_term
+from somvq.codebooks.vq import VQ, commitment
 
 TOPOLOGIES = ("rectangular", "toroidal")
 SHAPES = ((16, 16), (3, 5), (5, 3), (2, 6), (6, 2), (2, 2), (1, 4), (1, 2))
@@ -22,6 +29,20 @@ TOKENS, CHANNELS, ALPHA = 7, 5, 10.0
 @pytest.fixture(params=TOPOLOGIES)
 def topology(request):
     return request.param
+
+
+@pytest.fixture(params=["vq", "vq-gradient", "som", "kohonen", "psom", "psom-soft"])
+def codebook(request):
+    """One of every kind, 16 nodes of 32 channels."""
+    four = Neighbourhood(Grid(4, 4))
+    return {
+        "vq": lambda: vq(Grid(4, 4), 32),
+        "vq-gradient": lambda: vq(Grid(4, 4), 32, alpha=1.0),
+        "som": lambda: som(four, 32),
+        "kohonen": lambda: kohonen(four, 32),
+        "psom": lambda: psom(Grid(4, 4), 32),
+        "psom-soft": lambda: psom(Grid(4, 4), 32, assignment="soft", commitment=1.0),
+    }[request.param]()
 
 
 @pytest.fixture(params=SHAPES, ids=lambda shape: "{}x{}".format(*shape))
@@ -51,9 +72,24 @@ def adjacency_by_hand(grid: Grid) -> NDArray:
     return matrix
 
 
-def psom(grid: Grid, channels: int = CHANNELS, alpha: float = ALPHA, seed: int = 0) -> PSOM:
+def psom(grid: Grid, channels: int = CHANNELS, alpha: float = ALPHA, seed: int = 0, **settings) -> PSOM:
     torch.manual_seed(seed)
-    return PSOM(grid, channels, alpha)
+    return PSOM(Neighbourhood(grid), channels, alpha=alpha, beta=1.0, gamma=1.0, **settings)
+
+
+def som(neighbourhood: Neighbourhood, channels: int = CHANNELS, seed: int = 0, **settings) -> SOM:
+    torch.manual_seed(seed)
+    return SOM(neighbourhood, channels, **{"alpha": 1.0, "beta": 1.0, "commitment": 1.0, **settings})
+
+
+def vq(grid: Grid, channels: int = CHANNELS, seed: int = 0, **settings) -> VQ:
+    torch.manual_seed(seed)
+    return VQ(grid, channels, **{"alpha": None, "beta": 1.0, **settings})
+
+
+def kohonen(neighbourhood: Neighbourhood, channels: int = CHANNELS, seed: int = 0, **settings) -> SOM:
+    """A SOM by moving averages."""
+    return som(neighbourhood, channels, seed, alpha=None, beta=None, **settings)
 
 
 def some_tokens(count: int = TOKENS, channels: int = CHANNELS, seed: int = 1) -> Tensor:
@@ -133,6 +169,45 @@ def test_a_torus_is_half_as_far_across_as_a_rectangle():
     assert Grid(16, 16, "rectangular").distances.max() == 30
 
 
+def test_eight_neighbours_touch_by_a_side_or_a_corner(grid):
+    expected = np.zeros((grid.nodes, grid.nodes))
+    for (row, column), down, across in itertools.product(np.ndindex(grid.height, grid.width), (-1, 0, 1), (-1, 0, 1)):
+        r, c = row + down, column + across
+        if grid.topology == "toroidal":
+            r, c = r % grid.height, c % grid.width
+        if 0 <= r < grid.height and 0 <= c < grid.width and (r, c) != (row, column):
+            expected[row * grid.width + column, r * grid.width + c] = 1
+    assert np.array_equal(grid.adjacency_8.numpy(), expected)
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.5, 1.0])
+def test_a_gaussian_neighbourhood_falls_with_the_steps_on_the_map_and_shrinks_over_a_run(grid, progress):
+    """LSOR: exp(-Manhattan^2 / (2 height width T^2)), T from 1 to 0.1 exponentially."""
+    neighbourhood = Neighbourhood(grid, "gaussian")
+    neighbourhood.shrink(progress)
+    steps = shortest_path(adjacency_by_hand(grid), unweighted=True)
+    temperature = 1.0 * (0.1 / 1.0) ** progress
+    expected = np.exp(-(steps**2) / (2 * grid.height * grid.width * temperature**2))
+    np.testing.assert_allclose(neighbourhood.with_self, expected, rtol=1e-5, atol=1e-30)
+    np.testing.assert_allclose(neighbourhood.others, expected - np.eye(grid.nodes), rtol=1e-5, atol=1e-30)
+
+
+@pytest.mark.parametrize(("kind", "attribute"), [(4, "adjacency"), (8, "adjacency_8")])
+def test_four_or_eight_neighbours_stay_what_they_are(grid, kind, attribute):
+    neighbourhood = Neighbourhood(grid, kind)
+    neighbourhood.shrink(1.0)
+    assert torch.equal(neighbourhood.others, getattr(grid, attribute))
+    assert torch.equal(neighbourhood.with_self, getattr(grid, attribute) + torch.eye(grid.nodes))
+
+
+def test_neighbours_of_a_map_do_not_change_with_a_models_neighbourhood():
+    grid = Grid(3, 4)
+    neighbourhood = Neighbourhood(grid, 8)
+    before = grid.adjacency_8.clone()
+    neighbourhood.others.zero_()
+    assert torch.equal(grid.adjacency_8, before)
+
+
 # the assignment
 
 
@@ -176,22 +251,32 @@ def test_the_nearest_node_is_the_one_a_token_belongs_to_most():
     assert np.array_equal(codebook.assign(tokens).argmax(1), expected)
 
 
-def test_bfloat16_around_a_codebook_changes_nothing_in_it():
-    codebook, tokens = psom(Grid(4, 4), 32), 5 + some_tokens(300, 32)
-    target = some_shares(300, 16)
-    plain, nearest = codebook.losses(tokens, target), codebook.nearest(tokens)
+def test_bfloat16_around_a_codebook_changes_nothing_in_it(codebook):
+    tokens, rows = 5 + some_tokens(300, 32), torch.zeros(1, dtype=torch.long)
+    codebook.eval().start_epoch(tokens[None], 0.0)
+    plain = codebook(tokens, rows)
     with torch.autocast("cpu", torch.bfloat16):
-        mixed = codebook.losses(tokens, target)
-        assert torch.equal(codebook.nearest(tokens), nearest)
-    assert {name: float(term.detach()) for name, term in mixed.items()} == {
-        name: float(term.detach()) for name, term in plain.items()
+        mixed = codebook(tokens, rows)
+    assert torch.equal(mixed.nodes, plain.nodes)
+    assert torch.equal(mixed.codes, plain.codes)
+    assert {name: float(term.detach()) for name, term in mixed.losses.items()} == {
+        name: float(term.detach()) for name, term in plain.losses.items()
     }
 
 
-def test_a_codebook_keeps_its_codes_and_nothing_else():
-    assert {name: tuple(value.shape) for name, value in psom(Grid(16, 16), 32).state_dict().items()} == {
-        "codes": (256, 32)
-    }
+def test_codebooks_remember_what_they_should_between_runs():
+    four, shapes = Neighbourhood(Grid(16, 16)), {"codes": (256, 32)}
+    averages = {"averages.sizes": (256,), "averages.sums": (256, 32)}
+    of_map = {"neighbourhood.others": (256, 256)}
+
+    def remembered(codebook: Codebook) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(value.shape) for name, value in codebook.state_dict().items()}
+
+    assert remembered(psom(Grid(16, 16), 32)) == {**shapes, **of_map, "frequency": (256,)}
+    assert remembered(som(four, 32)) == {**shapes, **of_map, "step": ()}
+    assert remembered(kohonen(four, 32)) == {**shapes, **of_map, **averages, "step": ()}
+    assert remembered(vq(Grid(16, 16), 32)) == {**shapes, **averages}
+    assert remembered(vq(Grid(16, 16), 32, alpha=1.0)) == shapes
 
 
 # the target and the hardening
@@ -260,7 +345,7 @@ def test_the_neighbour_term_is_what_a_loop_over_neighbours_adds_up(shape, topolo
     grid = Grid(*shape, topology)
     codebook, tokens = psom(grid), some_tokens()
     s = assign_by_hand(tokens.numpy(), codebook.codes.detach().numpy(), ALPHA)
-    term = codebook.losses(tokens, some_shares(TOKENS, grid.nodes))["neighbours"]
+    term = codebook(tokens).losses["neighbours"]
     assert float(term.detach()) == pytest.approx(neighbour_term_by_hand(s, s, grid), rel=1e-5)
 
 
@@ -268,8 +353,7 @@ def test_a_collapsed_map_has_a_neighbour_term_of_four_times_the_log_of_its_nodes
     codebook = psom(Grid(16, 16, "toroidal"), 32)
     with torch.no_grad():
         codebook.codes.zero_()  # every token is as far from all codes
-    uniform = torch.full((9, 256), 1 / 256)
-    losses = codebook.losses(some_tokens(9, 32), uniform)
+    losses = codebook(some_tokens(9, 32)).losses
     assert float(losses["neighbours"].detach()) == pytest.approx(4 * math.log(256), rel=1e-6)  # 22.18 nats
     assert float(losses["hardening"].detach()) == pytest.approx(0, abs=1e-6)
 
@@ -280,8 +364,7 @@ def test_a_collapsed_map_has_a_neighbour_term_of_four_times_the_log_of_its_nodes
 def gradients(term: str) -> tuple[Tensor | None, Tensor | None]:
     """Of one term, with respect to the tokens (so the encoder) and to the codes."""
     codebook, tokens = psom(Grid(3, 4)), some_tokens().requires_grad_()
-    loss = codebook.losses(tokens, some_shares(TOKENS, 12))[term]
-    return torch.autograd.grad(loss, [tokens, codebook.codes], allow_unused=True)
+    return torch.autograd.grad(codebook(tokens).losses[term], [tokens, codebook.codes], allow_unused=True)
 
 
 def test_hardening_moves_encoder_and_codes():
@@ -310,7 +393,7 @@ def test_the_neighbour_term_pulls_neighbours_by_shares_that_stand_still():
     """Its gradient is that of -sum_j s_ij sum_e log s_ie with s_ij constant: by finite differences, in float64."""
     grid = Grid(2, 3, "rectangular")
     codebook, tokens = psom(grid).double(), some_tokens(4).double()
-    codebook.losses(tokens, some_shares(4, 6).double())["neighbours"].backward()
+    codebook(tokens).losses["neighbours"].backward()
     start = codebook.codes.detach().numpy().copy()
     s, step = assign_by_hand(tokens.numpy(), start, ALPHA), 1e-6
     expected = np.zeros_like(start)
@@ -324,12 +407,351 @@ def test_the_neighbour_term_pulls_neighbours_by_shares_that_stand_still():
     np.testing.assert_allclose(codebook.codes.grad, expected, rtol=1e-5, atol=1e-7)
 
 
-def test_far_tokens_have_finite_losses_and_gradients():
-    codebook = psom(Grid(3, 4))
-    tokens = (some_tokens() * 1e5).requires_grad_()
-    target = sharpen(codebook.assign(tokens).detach(), codebook.assign(tokens).detach().sum(0))
-    losses = codebook.losses(tokens, target)
+def test_far_tokens_have_finite_losses_and_gradients(codebook):
+    tokens = (some_tokens(TOKENS, 32) * 1e5).requires_grad_()
+    codebook.start_epoch(tokens.detach()[None], 0.0)
+    losses = codebook(tokens, torch.zeros(1, dtype=torch.long)).losses
     sum(losses.values()).backward()
     assert all(term.detach().isfinite() for term in losses.values())
     assert tokens.grad.isfinite().all()
-    assert codebook.codes.grad.isfinite().all()
+    assert all(weight.grad.isfinite().all() for weight in codebook.parameters())
+
+
+def test_the_mean_code_is_the_mean_of_all_by_share():
+    codebook, tokens = psom(Grid(3, 4), assignment="soft", commitment=1.0), some_tokens()
+    codes = codebook.codes.detach().numpy()
+    expected = assign_by_hand(tokens.numpy(), codes, ALPHA) @ codes
+    picked = codebook(tokens)
+    np.testing.assert_allclose(picked.codes.detach(), expected, rtol=1e-4, atol=1e-5)
+    assert picked.soft
+    assert float(picked.losses["commitment"].detach()) == pytest.approx(
+        np.square(tokens.numpy() - expected).mean(), rel=1e-5
+    )
+
+
+# the nearest code
+
+
+def test_every_codebook_picks_the_nearest_code(codebook):
+    tokens = some_tokens(50, 32)
+    codes = codebook.codes.detach().clone()  # averages move after they were asked
+    picked = codebook(tokens, None)
+    assert np.array_equal(picked.nodes, cdist(tokens.numpy(), codes.numpy()).argmin(1))
+    if not picked.soft:
+        assert torch.equal(picked.codes.detach(), codes[picked.nodes])
+
+
+def test_codes_are_quantised_to_themselves(codebook):
+    codes = codebook.codes.detach().clone()
+    assert codebook.eval()(codes).nodes.tolist() == list(range(16))
+
+
+def test_codes_stay_where_an_initialiser_puts_them(codebook):
+    centres = some_tokens(16, 32, seed=8)
+    codebook.place(centres)
+    assert torch.equal(codebook.codes.detach(), centres)
+    centres.zero_()
+    assert codebook.codes.detach().any()
+    assert codebook.eval()(some_tokens(3, 32)).losses.keys() == codebook.weights.keys()
+    assert codebook.codes.detach().any()
+
+
+def test_commitment_is_a_mean_over_channels_that_moves_its_first_alone():
+    moved, held = some_tokens().requires_grad_(), some_tokens(seed=3).requires_grad_()
+    term = commitment(moved, held)
+    assert float(term.detach()) == pytest.approx(float(np.square((moved - held).detach().numpy()).mean()), rel=1e-6)
+    term.backward()
+    torch.testing.assert_close(moved.grad, 2 * (moved - held).detach() / moved.numel())
+    assert held.grad is None
+
+
+def test_sums_by_node_are_what_a_loop_adds_up():
+    tokens, nodes = some_tokens(20).double(), torch.randint(6, (20,), generator=torch.Generator().manual_seed(0))
+    hits, sums = sums_by_node(nodes, tokens, 8)
+    for node in range(8):
+        assert hits[node] == (nodes == node).sum()
+        torch.testing.assert_close(sums[node], tokens[nodes == node].sum(0))
+
+
+# the SOM's neighbour term
+
+
+def neighbour_term_by_loop(tokens: NDArray, codes: NDArray, weights: NDArray) -> tuple[float, NDArray]:
+    """The mean squared distance over pairs of a token and a node near its own, and its gradient to codes."""
+    total, count, gradient = 0.0, 0.0, np.zeros_like(codes)
+    for token in tokens:
+        winner = int(((codes - token) ** 2).sum(1).argmin())
+        for node, weight in enumerate(weights[winner]):
+            total += weight * ((codes[node] - token) ** 2).sum()
+            gradient[node] += weight * 2 * (codes[node] - token)
+            count += weight
+    return total / count, gradient / count
+
+
+@pytest.mark.parametrize("reading", ["published", "corrected"])
+@pytest.mark.parametrize("kind", [4, 8, "gaussian"])
+@pytest.mark.parametrize("shape", [(3, 4), (2, 5), (1, 4)])
+def test_the_neighbour_term_and_its_gradient_are_those_of_a_loop_over_tokens(shape, kind, topology, reading):
+    neighbourhood = Neighbourhood(Grid(*shape, topology), kind, reading)
+    neighbourhood.shrink(0.4)
+    codebook = som(neighbourhood, reading=reading).double()
+    tokens = (3 + some_tokens(30)).double().requires_grad_()
+    term = codebook(tokens).losses["neighbours"]
+    term.backward()
+    weights = neighbourhood.others.double().numpy() + np.eye(neighbourhood.grid.nodes)
+    expected, gradient = neighbour_term_by_loop(tokens.detach().numpy(), codebook.codes.detach().numpy(), weights)
+    assert float(term.detach()) == pytest.approx(expected, rel=1e-12)
+    np.testing.assert_allclose(codebook.codes.grad, gradient, rtol=1e-9, atol=1e-12)
+    assert tokens.grad is None or not tokens.grad.any()
+
+
+def test_the_neighbour_term_of_tokens_far_from_the_origin_keeps_its_digits():
+    grid, tokens = Grid(4, 4), 1000 + some_tokens(200)
+    codes = 1000 + some_tokens(16, seed=3)
+    nodes, weights = squared_distances(tokens - 1000, codes - 1000).argmin(1), Neighbourhood(grid).with_self
+    expected = np.average(
+        cdist(tokens.double(), codes.double(), "sqeuclidean").ravel(), weights=weights[nodes].double().numpy().ravel()
+    )
+    assert float(neighbour_term(tokens, nodes, codes, weights)) == pytest.approx(expected, rel=1e-4)
+
+
+# the estimate of x'_q's gradient
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_what_is_decoded_has_the_codes_values_to_the_bit(name):
+    tokens, codes = 7 * some_tokens(3000, 32), some_tokens(3000, 32, seed=4)
+    codes[:10] = tokens[:10]  # equal, opposite, far, and at the origin
+    codes[10:20] = -tokens[10:20]
+    tokens[20:30] *= 1e6
+    tokens[30:40] = 0
+    codes[40:50] = 0
+    assert torch.equal(ESTIMATORS[name](tokens, codes), codes)
+
+
+def gradients_of(name: str, tokens: Tensor, codes: Tensor, upstream: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    tokens, codes = tokens.clone().requires_grad_(), codes.clone().requires_grad_()
+    ESTIMATORS[name](tokens, codes).backward(upstream)
+    return tokens.grad, codes.grad
+
+
+def test_a_straight_through_estimate_passes_the_gradient_to_the_tokens_alone():
+    upstream = some_tokens(seed=5)
+    of_tokens, of_codes = gradients_of("straight-through", some_tokens(), some_tokens(seed=4), upstream)
+    assert torch.equal(of_tokens, upstream)
+    assert of_codes is None
+
+
+def test_direct_decoding_passes_the_gradient_to_the_codes_alone():
+    upstream = some_tokens(seed=5)
+    of_tokens, of_codes = gradients_of("direct", some_tokens(), some_tokens(seed=4), upstream)
+    assert of_tokens is None
+    assert torch.equal(of_codes, upstream)
+
+
+def rotation_by_hand(token: NDArray, code: NDArray) -> NDArray:
+    """The matrix that turns `token` to the direction of `code` in their plane, and nothing outside it."""
+    a = token / np.linalg.norm(token)
+    along = code @ a
+    b = code - along * a
+    cosine, sine = along / np.linalg.norm(code), np.linalg.norm(b) / np.linalg.norm(code)
+    b /= np.linalg.norm(b)
+    plane = np.stack([a, b], 1)
+    turn = np.array([[cosine, -sine], [sine, cosine]])
+    return np.eye(len(token)) + plane @ (turn - np.eye(2)) @ plane.T
+
+
+def test_a_rotation_passes_the_gradient_turned_and_scaled_to_the_tokens_alone():
+    tokens, codes, upstream = 3 * some_tokens().double(), some_tokens(seed=4).double(), some_tokens(seed=5).double()
+    of_tokens, of_codes = gradients_of("rotation", tokens, codes, upstream)
+    assert of_codes is None
+    for token, code, above, gradient in zip(tokens.numpy(), codes.numpy(), upstream.numpy(), of_tokens, strict=True):
+        matrix = rotation_by_hand(token, code)
+        scale = np.linalg.norm(code) / np.linalg.norm(token)
+        np.testing.assert_allclose(scale * matrix @ token, code, atol=1e-12)  # it does turn the token to its code
+        np.testing.assert_allclose(matrix @ matrix.T, np.eye(CHANNELS), atol=1e-12)
+        np.testing.assert_allclose(gradient, scale * matrix.T @ above, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("token", [[0.0, 0.0, 0.0], [-2.0, -4.0, 0.0]], ids=["at the origin", "opposite its code"])
+def test_where_no_rotation_is_known_the_gradient_passes_unturned(token):
+    token, upstream = torch.tensor([token], requires_grad=True), torch.tensor([[1.0, -2.0, 3.0]])
+    rotation(token, torch.tensor([[1.0, 2.0, 0.0]])).backward(upstream)
+    assert torch.equal(token.grad, upstream)
+
+
+# moving averages
+
+
+def averages_by_hand(codes: NDArray, batches: list[NDArray], spread: list[NDArray]) -> NDArray:
+    """Codes after `batches`, by numpy in float64: averages of size 1 at the codes, decay 0.99, Laplace smoothing."""
+    sizes, sums, codes = np.ones(len(codes)), codes.copy(), codes.copy()
+    for tokens, weights in zip(batches, spread, strict=True):
+        hits, totals = np.zeros(len(codes)), np.zeros_like(codes)
+        for token in tokens:
+            winner = int(((codes - token) ** 2).sum(1).argmin())
+            hits += weights[winner]
+            totals += weights[winner][:, None] * token
+        sizes, sums = 0.99 * sizes + 0.01 * hits, 0.99 * sums + 0.01 * totals
+        smoothed = (sizes + 1e-5) / (sizes.sum() + len(codes) * 1e-5) * sizes.sum()
+        codes = sums / smoothed[:, None]
+    return codes
+
+
+def test_codes_follow_the_moving_averages_of_their_tokens():
+    codebook, batches = vq(Grid(2, 3)), [some_tokens(40, seed=seed) for seed in range(5)]
+    start = codebook.codes.double().numpy().copy()
+    for tokens in batches:
+        codebook(tokens)
+    expected = averages_by_hand(start, [tokens.double().numpy() for tokens in batches], [np.eye(6)] * 5)
+    np.testing.assert_allclose(codebook.codes, expected, rtol=1e-5, atol=1e-6)
+    assert not np.allclose(expected, start, atol=0.1)
+
+
+@pytest.mark.parametrize("kind", [4, 8, "gaussian"])
+def test_a_kohonen_vaes_codes_follow_their_neighbours_tokens_too(kind, topology):
+    """4 and 8 neighbours count 1 / (1 + 0.1 step), as in Irie et al. 2024; a Gaussian has its own weights."""
+    neighbourhood = Neighbourhood(Grid(2, 3, topology), kind)
+    neighbourhood.shrink(0.7)
+    codebook, batches = kohonen(neighbourhood), [some_tokens(40, seed=seed) for seed in range(4)]
+    start, others = codebook.codes.double().numpy().copy(), neighbourhood.others.double().numpy()
+    for tokens in batches:
+        codebook(tokens)
+    fading = [1.0 if kind == "gaussian" else 1 / (1 + 0.1 * step) for step in range(4)]
+    spread = [np.eye(6) + weight * others for weight in fading]
+    expected = averages_by_hand(start, [tokens.double().numpy() for tokens in batches], spread)
+    np.testing.assert_allclose(codebook.codes, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_node_learns_from_those_whose_neighbour_it_is():
+    neighbourhood = Neighbourhood(Grid(1, 3, "rectangular"))
+    neighbourhood.others.copy_(torch.tensor([[0.0, 1, 0], [0, 0, 0], [0, 0, 0]]))  # node 0 takes node 1 along
+    codebook = kohonen(neighbourhood)
+    start, tokens = codebook.codes.double().numpy().copy(), codebook.codes.repeat(5, 1) + 1
+    codebook(tokens)
+    spread = np.eye(3) + neighbourhood.others.double().numpy()
+    expected = averages_by_hand(start, [tokens.double().numpy()], [spread])
+    np.testing.assert_allclose(codebook.codes, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_codes_by_averages_stand_still_in_evaluation_and_have_no_gradient():
+    codebook = vq(Grid(2, 3)).eval()
+    before = {name: value.clone() for name, value in codebook.state_dict().items()}
+    codebook(some_tokens(40))
+    assert all(torch.equal(value, before[name]) for name, value in codebook.state_dict().items())
+    assert list(codebook.parameters()) == []
+
+
+def test_a_token_is_given_the_code_from_before_the_averages_moved():
+    codebook, tokens = vq(Grid(2, 3)), some_tokens(40)
+    before = codebook.codes.clone()
+    picked = codebook(tokens)
+    assert torch.equal(picked.codes, before[picked.nodes])
+    assert not torch.equal(codebook.codes, before)
+
+
+def test_the_smoothing_of_sizes_keeps_their_total_and_reaches_empty_nodes():
+    averages = MovingAverages(torch.ones(3, 2), "corrected")
+    averages.sizes.copy_(torch.tensor([0.0, 1.0, 9.0]))
+    averages.sums.copy_(torch.tensor([[0.0, 0.0], [1.0, 1.0], [9.0, 9.0]]))
+    codes = averages.update(torch.tensor([0.0, 1.0, 9.0]), torch.tensor([[0.0, 0.0], [1.0, 1.0], [9.0, 9.0]]))
+    assert codes.isfinite().all()
+    torch.testing.assert_close(codes[1:], torch.ones(2, 2), atol=1e-4, rtol=0)
+    torch.testing.assert_close(averages.sizes, torch.tensor([0.0, 1.0, 9.0]), atol=1e-7, rtol=1e-6)
+
+
+# dead codes
+
+
+def with_a_dead_code(kind: str, revive: int) -> tuple[Codebook, Tensor]:
+    """A codebook of 9 nodes, of which the middle one is far from all tokens, and tokens of 3 scans."""
+    grid = Grid(3, 3, "rectangular")
+    centres = 4 * some_tokens(9, seed=6)
+    tokens = (centres.repeat(30, 1) + 0.1 * some_tokens(270)).view(3, 90, CHANNELS)
+    codebook = {
+        "vq": lambda: vq(grid, revive=revive),
+        "kohonen": lambda: kohonen(Neighbourhood(grid), revive=revive),
+        "som": lambda: som(Neighbourhood(grid), revive=revive),
+        "psom": lambda: psom(grid, revive=revive),
+    }[kind]()
+    centres[4] = 1000.0
+    codebook.place(centres)
+    return codebook, tokens
+
+
+@pytest.mark.parametrize("kind", ["vq", "kohonen", "som", "psom"])
+def test_a_code_that_no_token_chooses_is_moved_to_a_token_and_living_codes_stay(kind):
+    codebook, tokens = with_a_dead_code(kind, revive=1)
+    before = codebook.codes.detach().clone()
+    codebook.start_epoch(tokens, 0.0)
+    after, living = codebook.codes.detach(), torch.arange(9) != 4
+    assert torch.equal(after[living], before[living])
+    assert (tokens.flatten(0, 1) == after[4]).all(1).any()
+    if kind in ("vq", "kohonen"):
+        assert float(codebook.averages.sizes[4]) == 1
+        assert torch.equal(codebook.averages.sums[4], after[4])
+        codebook(tokens.flatten(0, 1))
+        assert (codebook.codes[4] - after[4]).norm() < 2  # the averages do not carry it back to 1000
+
+
+@pytest.mark.parametrize("kind", ["vq", "kohonen", "som", "psom"])
+def test_codes_are_revived_only_where_a_run_asks_for_it(kind):
+    codebook, tokens = with_a_dead_code(kind, revive=0)
+    before = codebook.codes.detach().clone()
+    codebook.start_epoch(tokens, 0.0)
+    assert torch.equal(codebook.codes.detach(), before)
+    assert codebook.wants_tokens == (kind == "psom")  # for its target
+
+
+@pytest.mark.parametrize("kind", ["vq", "kohonen", "som", "psom"])
+def test_a_code_with_as_many_tokens_as_asked_for_is_alive(kind):
+    codebook, tokens = with_a_dead_code(kind, revive=30)  # each living code has 30, or more
+    before = codebook.codes.detach().clone()
+    codebook.start_epoch(tokens, 0.0)
+    assert (codebook.codes.detach() != before).any(1).nonzero().flatten().tolist() == [4]
+
+
+@pytest.mark.parametrize("kind", ["kohonen", "som", "psom"])
+def test_on_a_map_a_dead_code_comes_back_among_its_neighbours(kind):
+    codebook, tokens = with_a_dead_code(kind, revive=1)
+    mean = codebook.codes.detach()[[1, 3, 5, 7]].mean(0)
+    codebook.start_epoch(tokens, 0.0)
+    flat = tokens.flatten(0, 1)
+    assert torch.equal(codebook.codes.detach()[4], flat[(flat - mean).norm(dim=1).argmin()])
+
+
+@pytest.mark.parametrize("kind", ["kohonen", "som", "psom"])
+def test_codes_of_a_map_that_died_together_come_back_to_tokens_of_their_own(kind):
+    codebook, tokens = with_a_dead_code(kind, revive=1)
+    codebook.place(torch.zeros(9, CHANNELS))
+    codebook.start_epoch(tokens, 0.0)
+    assert len(codebook.codes.detach().unique(dim=0)) == 9
+    few = homes_on_map(torch.ones(3, 3), torch.zeros(3, CHANNELS), torch.arange(3), some_tokens(2))
+    assert len(few.unique(dim=0)) == 2
+
+
+def test_a_dead_code_without_neighbours_still_comes_back_to_a_token():
+    tokens = some_tokens(20)
+    homes = homes_on_map(torch.zeros(3, 3), some_tokens(3, seed=4), torch.tensor([1]), tokens)
+    assert (tokens == homes).all(1).any()
+
+
+def test_the_psoms_target_is_made_after_the_dead_came_back():
+    codebook, tokens = with_a_dead_code("psom", revive=1)
+    codebook.start_epoch(tokens, 0.0)
+    expected = codebook.assign(tokens.flatten(0, 1)).detach().sum(0)
+    torch.testing.assert_close(codebook.frequency, expected)
+    torch.testing.assert_close(codebook.epoch_codes, codebook.codes.detach())
+
+
+# a term by itself
+
+
+def test_the_psoms_neighbour_term_takes_a_neighbourhood_of_any_kind():
+    s, of_codes = some_shares(TOKENS, 6), some_shares(TOKENS, 6, seed=5)
+    neighbourhood = Neighbourhood(Grid(2, 3), "gaussian")
+    weights, total = neighbourhood.others.numpy(), 0.0
+    for i, j, e in np.ndindex(TOKENS, 6, 6):
+        total -= float(s[i, j]) * weights[j, e] * math.log(float(of_codes[i, e])) / TOKENS
+    term = neighbours_of_codes(s.log(), of_codes.log(), neighbourhood.others)
+    assert float(term) == pytest.approx(total, rel=1e-5)

@@ -15,7 +15,7 @@ from somvq.config import CohortSettings
 from somvq.data.cache import prepare_cohort
 from somvq.data.cohort import Cohort, split_subjects
 from somvq.data.folder import find_scans, subject_of
-from somvq.data.preprocess import LARGEST_SCAN, Scan, centre, normalise, read_scan, resample
+from somvq.data.preprocess import LARGEST_SCAN, Scan, normalise, pad_with_background, pad_with_mean, read_scan, resample
 from somvq.errors import DataError
 
 COLIN = Path(__file__).parent / "data" / "colin27_T1w.nii.gz"
@@ -252,7 +252,7 @@ def test_the_order_of_axes_in_the_file_does_not_matter(codes, suffix, tmp_path):
     scan = read_scan(stored(tmp_path / f"other{suffix}", codes))
     assert np.array_equal(scan.voxels, expected.voxels)
     assert np.allclose(scan.affine, expected.affine, atol=1e-4)
-    ours, theirs = (normalise(centre(each, (48, 48, 48)))[0] for each in (scan, expected))
+    ours, theirs = (pad_with_background(each, (48, 48, 48)).scan for each in (scan, expected))
     assert np.array_equal(ours.voxels, theirs.voxels)
 
 
@@ -313,7 +313,7 @@ def test_doubts_about_left_and_right_are_said(tmp_path):
 
 def test_a_head_with_its_skull_a_tilt_and_an_artefact_are_said(tmp_path):
     big = COARSE @ np.diag([1.4, 1.4, 1.4, 1])
-    cohort_line = centre(Scan(tmp_path, brain().astype(np.float32), big), (48, 48, 48)).warnings[0]
+    cohort_line = pad_with_background(Scan(tmp_path, brain().astype(np.float32), big), (48, 48, 48)).scan.warnings[0]
     assert cohort_line.startswith("5.1 litres")
     spiky = brain().astype(np.float32)
     spiky[20, 24, 18] = 1e9
@@ -400,10 +400,56 @@ def test_padding_repeats_the_background_whatever_its_value(tmp_path):
     for lift in (-3, 0, 50):
         voxels = brain().astype(np.float32) + lift
         voxels[0, 0, 0] = lift - 400  # an artefact below the background, which is not to become a frame
-        wide = centre(Scan(tmp_path, voxels, COARSE), (64, 64, 64)).voxels
-        assert np.all(wide[[0, -1]] == lift)
+        fitted = pad_with_background(Scan(tmp_path, voxels, COARSE), (64, 64, 64))
+        frame = fitted.scan.voxels[[0, -1]] * fitted.deviation + fitted.mean
+        np.testing.assert_allclose(frame, lift, atol=1e-3)
         turned = resample(Scan(tmp_path, voxels, rotated(30)), 3).voxels
         assert np.all(np.abs(turned[[0, -1], [0, -1], [0, -1]] - lift) < 1), "corners of another value"
+
+
+def test_the_published_padding_is_0_after_z_scores_four_voxels_before_and_three_behind(tmp_path):
+    voxels = np.zeros((41, 48, 41), np.float32)
+    voxels[6:-6, 6:-6, 6:-6] = np.random.default_rng(0).uniform(300, 900, (29, 36, 29))
+    voxels[6, 6, 6] = 0
+    fitted = pad_with_mean(Scan(tmp_path, voxels, COARSE), (48, 48, 48))
+    assert fitted.box == ((4, 45), (0, 48), (4, 45))
+    own = fitted.scan.voxels[4:45, :, 4:45]
+    np.testing.assert_allclose(own, (voxels - voxels.mean()) / voxels.std(ddof=1), atol=1e-5)
+    padding = np.ones((48, 48, 48), bool)
+    padding[4:45, :, 4:45] = False
+    assert np.all(fitted.scan.voxels[padding] == 0)
+    assert own[0, 0, 0] < -0.5, "so the frame is brighter than the background"
+
+
+def test_the_prepared_cohort_says_where_its_scans_are_no_padding(folder, caches):
+    cohort = prepare(folder, caches, shape=(64, 48, 64))
+    for row, scan in enumerate(cohort.index.scans):
+        (x0, x1), (_, _), (z0, z1) = scan.box
+        assert 0 < x0 < x1 < 64
+        outside = cohort.read([row])[0, 0].copy()
+        outside[x0:x1, :, z0:z1] = outside[0, 0, 0]
+        assert np.ptp(outside) == 0
+
+
+def test_a_token_knows_how_much_of_it_is_brain(folder, caches):
+    cohort = prepare(folder, caches)
+    shares = cohort.share_of_brain([0, 1])
+    assert shares.shape == (2, *(side // 16 for side in cohort.index.shape))
+    assert shares.min() < 0.2 < 0.9 < shares.max() <= 1
+    assert shares[0].mean() == pytest.approx(cohort.brain(0).mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize(("split", "counts"), [("18/6/0", (18, 6, 0)), ("50/25/25", (12, 6, 6)), ("1/1/1", (8, 8, 8))])
+def test_subjects_are_split_in_the_proportions_asked_for(split, counts):
+    names = [f"sub-{number:03d}" for number in range(24)]
+    found = list(split_subjects(names, CohortSettings(split=split)).values())
+    assert tuple(found.count(part) for part in ("train", "val", "test")) == counts
+
+
+@pytest.mark.parametrize("split", ["80/20", "0/1/1", "1/0/1", "a/b/c", "-1/2/3"])
+def test_a_split_that_leaves_no_one_to_train_or_validate_with_is_refused(split):
+    with pytest.raises(ValueError, match="is not TRAIN/VAL/TEST"):
+        CohortSettings(split=split)
 
 
 def test_a_crop_that_cuts_the_brain_warns_and_one_that_cuts_much_is_refused(folder, caches):
@@ -572,14 +618,14 @@ def test_agreeing_to_skip_bad_scans_does_not_make_another_cohort_where_there_are
     ("subjects", "counts"), [(179, (128, 23, 28)), (24, (17, 3, 4)), (4, (2, 1, 1)), (3, (1, 1, 1))]
 )
 def test_splits_have_the_papers_shares(subjects, counts):
-    splits = list(split_subjects([f"{number:03d}" for number in range(subjects)], 0).values())
+    splits = list(split_subjects([f"{number:03d}" for number in range(subjects)], CohortSettings()).values())
     assert tuple(splits.count(split) for split in ("train", "val", "test")) == counts
 
 
 def test_splits_are_seeded_and_do_not_depend_on_order():
     names = [f"{number:03d}" for number in range(24)]
-    assert split_subjects(names, 0) == split_subjects(names[::-1] + names, 0)
-    assert split_subjects(names, 0) != split_subjects(names, 1)
+    assert split_subjects(names, CohortSettings()) == split_subjects(names[::-1] + names, CohortSettings())
+    assert split_subjects(names, CohortSettings()) != split_subjects(names, CohortSettings(split_seed=1))
 
 
 def test_sessions_of_one_subject_stay_together(tmp_path, caches):
@@ -649,7 +695,7 @@ DAMAGE = {
     "volumes of another type": lambda cache: np.save(cache / "volumes.npy", np.zeros((3, 48, 48, 48), np.int16)),
     "volumes of another kind": lambda cache: (cache / "volumes.npy").write_bytes(b"PK\x03\x04" + bytes(200)),
     "another format": lambda cache: (cache / "index.json").write_text(
-        (cache / "index.json").read_text().replace('"format": 1', '"format": 0')
+        (cache / "index.json").read_text().replace('"format": 2', '"format": 1')
     ),
 }
 

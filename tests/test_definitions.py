@@ -11,6 +11,7 @@ from somvq.executors import EXECUTORS
 from somvq.initialisers import INITIALISERS
 from somvq.models import MODELS
 from somvq.study.samplers import SAMPLERS
+from somvq.study.space import override
 
 ROOT = Path(__file__).parents[1]
 PSOM = (ROOT / "sweeps" / "psom.yaml").read_text()
@@ -20,7 +21,7 @@ PSOM = (ROOT / "sweeps" / "psom.yaml").read_text()
 def test_every_shipped_sweep_is_valid_and_named_after_its_file(file: Path) -> None:
     sweep = read_sweep(file)
     assert sweep.name == file.stem
-    assert set(sweep.parameters) <= set(SEARCHABLE)
+    assert set(sweep.parameters) <= {*SEARCHABLE, *(["row"] if sweep.rows else [])}
     assert sweep.run_cap
 
 
@@ -59,7 +60,10 @@ def test_an_unknown_sweep_is_answered_with_those_there_are(tmp_path: Path, monke
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sweeps").mkdir()
     (tmp_path / "sweeps" / "mine.yaml").write_text(PSOM)
-    with pytest.raises(DefinitionError, match=r"no sweep is called 'pson'; there are mine, psom, or give the path"):
+    with pytest.raises(
+        DefinitionError,
+        match=r"no sweep is called 'pson'; there are ae, mine, psom, som, table1, vae, vqvae, or give the path",
+    ):
         find_definition("sweeps", "pson")
 
 
@@ -67,7 +71,11 @@ WRONG = {  # what is changed in psom.yaml, to what, and what its user is told
     "unknown setting": ("  gamma:", "  gama:", r"line 13: parameters.gama: .* did you mean 'gamma'\?"),
     "unknown top key": ("method:", "methud:", r"line 3: methud: is not known here; did you mean 'method'\?"),
     "unknown key of a parameter": ("max: 30.0", "maxx: 30.0", r"alpha.maxx: is not known here; did you mean 'max'\?"),
-    "impossible value": ("[ae-som,", "[ae-sum,", r"parameters.init: 'ae-sum' is impossible: .*'ae-kmeans' or 'ae-som'"),
+    "impossible value": (
+        "[ae-som,",
+        "[ae-sum,",
+        r"parameters.init: 'ae-sum' is impossible: .*'vae-som' or 'ae-kmeans-codes'",
+    ),
     "impossible bound": ("min: 1.0,", "min: -1.0,", r"parameters.alpha: -1.0 is impossible: .*greater than 0"),
     "impossible in between": ("{value: 40}", "{min: 1.0, max: 9.0}", r"epochs: 4.3\d* is impossible: .*valid integer"),
     "impossible map": ("16x16", "16by16", r"parameters.grid: '16by16' is impossible: .*HEIGHTxWIDTH"),
@@ -125,3 +133,59 @@ def test_the_demo_cohort_fits_the_shipped_sweeps(tiny_cohort: Cohort) -> None:
     fixed = read_sweep(ROOT / "sweeps" / "psom.yaml").fixed()
     RunConfig.model_validate({**fixed, "init": "ae-som"})
     assert all(side % 16 == 0 for side in tiny_cohort.index.shape)
+
+
+ROWS = """
+method: grid
+metric: {name: val/ssim_q, goal: maximize}
+parameters:
+  epochs: {value: 3}
+  batch_size: {value: 4}
+rows:
+  first: {model: vqvae, epochs: 7}
+  second: {model: som, reading: published, alpha: 2.5}
+"""
+
+
+def read_text(text: str, folder: Path) -> Sweep:
+    (folder / "rows.yaml").write_text(text)
+    return read_sweep(folder / "rows.yaml")
+
+
+def test_rows_are_trials_of_their_own_and_their_words_are_the_strongest(tmp_path: Path) -> None:
+    sweep = read_text(ROWS, tmp_path)
+    assert sweep.combinations() == 2
+    assert sweep.settings({"row": "first"}) == {"model": "vqvae", "epochs": 7, "batch_size": 4}
+    assert sweep.settings({"row": "second"}) == {
+        "model": "som", "reading": "published", "alpha": 2.5, "epochs": 3, "batch_size": 4,
+    }  # fmt: skip
+
+
+def test_set_is_stronger_than_a_row_and_takes_one(tmp_path: Path) -> None:
+    sweep = override(read_text(ROWS, tmp_path), {"row": "first", "epochs": 1})
+    assert sweep.combinations() == 1
+    assert sweep.settings({})["epochs"] == 1
+    with pytest.raises(DefinitionError, match=r"--set row: no row is called 'thrid'; .*allowed: first, second"):
+        override(read_text(ROWS, tmp_path), {"row": "thrid"})
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ("alpha: 2.5", "alhpa: 2.5", "row 'second': .*alhpa is not known here|row 'second': .*is not known here"),
+        ("alpha: 2.5", "gamma: 2.5", "row 'second': gamma says nothing here: model som has none"),
+        ("model: vqvae", "model: ae", "row 'first': model ae has no codebook, so val/ssim_q is not measured"),
+    ],
+)
+def test_a_row_that_cannot_be_run_is_refused_by_its_name(before: str, after: str, told: str, tmp_path: Path) -> None:
+    with pytest.raises(DefinitionError, match=told):
+        read_text(ROWS.replace(before, after), tmp_path)
+
+
+def test_table_1_has_each_row_of_the_paper_in_both_readings() -> None:
+    sweep = read_sweep(find_definition("sweeps", "table1"))
+    published = {name: row for name, row in sweep.rows.items() if row.get("reading") == "published"}
+    assert len(published) == 17
+    assert {f"{name}+" for name in published} == set(sweep.rows) - set(published)
+    for name, row in published.items():
+        assert {**row, "reading": None} == {"reading": None, **sweep.rows[f"{name}+"]}

@@ -1,19 +1,21 @@
 """Imports point one way, and documents speak of what there is."""
 
 import ast
+import importlib
 import re
 from pathlib import Path
 
 import pytest
 
-from somvq.runs import METRICS
+from somvq.runs import METRICS, metrics_table
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "somvq"
-GROUND = {"errors", "files", "config", "definitions", "runs"}
+GROUND = {"errors", "files", "readings", "config", "definitions", "runs"}
 BELOW = {  # what each part may import of ours, beside the ground
     "errors": set(),
     "files": set(),
+    "readings": set(),
     "config": set(),
     "runs": set(),
     "definitions": set(),
@@ -27,7 +29,9 @@ BELOW = {  # what each part may import of ours, beside the ground
     "data": set(),
     "initialisers": {"codebooks", "models", "data"},
     "tracking": set(),
-    "training": {"models", "codebooks", "initialisers", "data", "metrics", "checkpoints", "figures", "tracking"},
+    "validation": {"models", "codebooks", "data", "metrics"},
+    "training": {"models", "initialisers", "data", "checkpoints", "figures", "validation"},
+    "published": {"models", "codebooks", "initialisers", "data"},
     "study": {"training", "tracking", "executors", "settings", "data"},
 }
 
@@ -90,7 +94,37 @@ def test_documents_name_commands_and_files_that_exist(document: str) -> None:
         assert (ROOT / link).exists(), link
 
 
-def test_the_readme_defines_every_metric_as_the_code_does() -> None:
-    text = (ROOT / "README.md").read_text().replace("&#124;", "|")
-    for key, definition in METRICS.items():
-        assert f"| `{key}` | {definition} |" in text, key
+def test_the_page_of_readings_is_made_from_the_code() -> None:
+    from somvq.published import table
+
+    assert (ROOT / "docs" / "readings.md").read_text().endswith("\n\n" + table())
+
+
+def test_every_difference_between_the_readings_is_listed_and_used() -> None:
+    from somvq.published import DIFFERENCES
+    from somvq.readings import Difference
+
+    found: dict[int, str] = {}
+    for file in modules():
+        name = "somvq." + ".".join(file.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+        if name not in ("somvq.__main__", "somvq.__init__"):
+            for variable, value in vars(importlib.import_module(name)).items():
+                if isinstance(value, Difference):
+                    found[id(value)] = variable
+    assert sorted(found) == sorted(map(id, DIFFERENCES))
+    code = "\n".join(file.read_text() for file in modules())
+    unused = [name for name in found.values() if f"{name}.of(" not in code and name not in CHOSEN_ELSEWHERE]
+    assert unused == []
+
+
+CHOSEN_ELSEWHERE = {  # by the user, for a cohort; by a table of initialisers
+    "PADDING_OF": "padding",
+    "CENTRES": "INITIALISERS",
+    "MAP": "INITIALISERS",
+}
+
+
+def test_the_page_of_metrics_defines_every_metric_as_the_code_does() -> None:
+    assert (ROOT / "docs" / "metrics.md").read_text().endswith("\n\n" + metrics_table())
+    for key in METRICS:
+        assert f"| `{key}` |" in metrics_table()

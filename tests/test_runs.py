@@ -101,10 +101,27 @@ def test_a_codebook_setting_of_a_model_without_one_is_refused() -> None:
 
 
 def test_the_shared_autoencoder_does_not_depend_on_what_is_searched() -> None:
-    first = RunConfig(model="psom", gamma=1.0, seed=1, init="ae").autoencoder(7)
-    second = RunConfig(model="psom", gamma=2.0, seed=2, init="ae-som", grid="8x8").autoencoder(7)
+    first = RunConfig(model="psom", gamma=1.0, seed=1, init="ae").stages(7)
+    second = RunConfig(model="psom", reading="published", seed=2, init="ae-som", grid="8x8").stages(7)
     assert first == second
-    assert first != RunConfig(model="psom", ae_epochs=3).autoencoder(7)
+    assert first != RunConfig(model="psom", init="ae", ae_epochs=3).stages(7)
+    assert first != RunConfig(model="psom", init="ae", skip="concatenate").stages(7)
+
+
+def test_only_the_published_vae_centres_need_an_ae_too() -> None:
+    def kinds(**settings: str) -> set[str]:
+        return set(RunConfig.model_validate({"model": "som", "latent": "continuous", **settings}).stages(0))
+
+    assert kinds(init="random") == set()
+    assert kinds(init="ae-kmeans") == {"ae"}
+    assert kinds(init="vae-kmeans") == {"vae"}
+    assert kinds(init="vae-kmeans", reading="published") == {"vae", "ae"}
+
+
+def test_a_shared_vae_is_of_the_trials_reading_and_weight() -> None:
+    told = {"model": "som", "latent": "continuous", "init": "vae", "kl": 0.5, "reading": "published"}
+    stage = RunConfig.model_validate(told).stages(0)["vae"]
+    assert (stage.model, stage.reading, stage.kl, stage.epochs) == ("vae", "published", 0.5, 80)
 
 
 def test_seeds_are_the_same_everywhere_and_differ_by_part() -> None:

@@ -11,7 +11,6 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from somvq.config import RunConfig
 from somvq.data.cohort import Cohort
 from somvq.definitions import Parameter, Sweep
 from somvq.errors import DefinitionError, StudyError
@@ -411,7 +410,7 @@ def test_each_trial_has_its_own_seed_and_the_studys_fixed_settings(settings: Set
     record = begin(settings, tiny_cohort, make_sweep(), trials=1).record
     first, second = (record.run_config(number, {"gamma": 0.3}) for number in (0, 1))
     assert first.seed != second.seed
-    assert (first.gamma, first.grid, first.topology) == (0.3, "4x4", RunConfig.model_fields["topology"].default)
+    assert (first.gamma, first.grid, first.topology) == (0.3, "4x4", "toroidal")
 
 
 def test_a_space_is_told_in_words() -> None:

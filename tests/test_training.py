@@ -12,20 +12,23 @@ import pytest
 import torch
 
 from somvq.checkpoints import load_checkpoint, save_checkpoint
-from somvq.config import RunConfig
+from somvq.config import CohortSettings, RunConfig
+from somvq.data.cache import prepare_cohort
 from somvq.data.cohort import Cohort
 from somvq.errors import RunError
-from somvq.runs import METRICS, Run, RunRecord
-from somvq.training import Diverged, Interrupted, batch_size, fit, mean_image_baseline
+from somvq.runs import METRICS, Run, RunRecord, why_not_measured
+from somvq.training import Diverged, Interrupted, batch_size, fit
+from somvq.validation import mean_image_baseline
 
 
 def make_run(folder: Path, cohort: Cohort, *, stage: Path | None = None, **settings: object) -> Run:
-    config = RunConfig.model_validate({"model": "psom", "grid": "4x4", "epochs": 4, **settings})
+    small_map = {} if settings.get("model") in ("ae", "vae") else {"grid": "4x4"}
+    config = RunConfig.model_validate({"model": "psom", **small_map, "epochs": 4, **settings})
     record = RunRecord(
         config=config,
         cohort=cohort.folder,
         cohort_fingerprint=cohort.fingerprint,
-        stage=str(stage) if stage else None,
+        stages={"ae": str(stage)} if stage else {},
         study="test",
         name="test t0000",
         wandb_id="test-t0000",
@@ -36,7 +39,7 @@ def make_run(folder: Path, cohort: Cohort, *, stage: Path | None = None, **setti
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory, tiny_cohort: Cohort) -> Path:
     """A trained auto-encoder."""
-    run = make_run(tmp_path_factory.mktemp("stage") / "ae", tiny_cohort, model="ae", grid="16x16", epochs=6)
+    run = make_run(tmp_path_factory.mktemp("stage") / "ae", tiny_cohort, model="ae", epochs=6)
     fit(run)
     return run.folder
 
@@ -100,13 +103,26 @@ def test_a_run_killed_with_9_goes_on_with_the_same_bits(tmp_path: Path, tiny_coh
     assert (killed.progress().attempts, killed.progress().state) == (2, "complete")
 
 
-def test_every_number_of_a_run_has_a_definition_and_every_definition_a_number(
-    tmp_path: Path, tiny_cohort: Cohort, stage: Path
-) -> None:
-    run = make_run(tmp_path / "run", tiny_cohort, stage=stage, init="ae-kmeans", epochs=1, gamma_q=0.2)
-    fit(run)
-    assert set(run.rows()[0]) - {"epoch"} == set(METRICS)
-    assert set(Run(stage).rows()[0]) - {"epoch"} < set(METRICS)
+def test_every_number_of_a_run_has_a_definition_and_every_definition_a_number(tmp_path: Path, tiny_scans: Path) -> None:
+    """Between them, these runs measure all that METRICS defines, and nothing that it does not."""
+    cohort = prepare_cohort(tiny_scans, CohortSettings(split="4/4/0"), tmp_path / "prepared")
+    told: list[dict[str, object]] = [
+        {"model": "vae"},
+        {"model": "vqvae"},
+        {"model": "som", "latent": "continuous"},
+        {"model": "psom", "gamma_q": 0.2, "beta_som": 0.1},
+    ]
+    measured = set()
+    for number, settings in enumerate(told):
+        run = make_run(tmp_path / str(number), cohort, epochs=1, **settings)
+        fit(run)
+        found = set(run.rows()[0]) - {"epoch"}
+        config = run.record.config
+        assert not [name for name in found if why_not_measured(name, config)]
+        missing = [name for name in set(METRICS) - found if not why_not_measured(name, config)]
+        assert not [name for name in missing if not name.startswith("locality/")], (settings, missing)
+        measured |= found
+    assert measured == set(METRICS)
 
 
 def test_figures_are_there_before_the_row_that_tells_of_them(tmp_path: Path, tiny_cohort: Cohort) -> None:

@@ -22,8 +22,9 @@ import numpy as np
 
 from somvq.config import ENCODER_STRIDE, CohortSettings, signature
 from somvq.data.cohort import FORMAT, Cohort, CohortIndex, ScanEntry, Split, split_subjects
+from somvq.data.demo import known_factors
 from somvq.data.folder import check_names, find_scans, subject_of
-from somvq.data.preprocess import LARGEST_SCAN, brain_extent, centre, normalise, prepare_scan, read_scan
+from somvq.data.preprocess import LARGEST_SCAN, PADDING, brain_extent, prepare_scan, read_scan
 from somvq.errors import DataError
 from somvq.files import locked, sync_folder, write_json
 
@@ -40,6 +41,11 @@ class Source:
     file: str  # its path below the cohort's folder
     subject: str
     sha256: str  # empty if it cannot be read: the check that follows says why
+
+    @property
+    def folder(self) -> Path:
+        """The cohort's."""
+        return self.path.parents[len(Path(self.file).parents) - 1]
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,7 @@ def prepare_cohort(folder: Path, settings: CohortSettings, caches: Path, on_scan
         DataError: names each scan that cannot be used, or what the scans together lack.
     """
     sources = find_sources(folder, on_scan)
-    split_subjects([source.subject for source in sources], settings.split_seed)  # refuse too few before reading any
+    split_subjects([source.subject for source in sources], settings)  # refuse too few before reading any
     content = sorted((source.subject, source.sha256) for source in sources)
     decisive = settings.model_dump(mode="json", exclude={"skip_bad_scans"})  # consent, not content
     fingerprint = signature([FORMAT, decisive, content])
@@ -130,7 +136,7 @@ def survey(sources: Sequence[Source], settings: CohortSettings, on_scan: OnScan)
     if refused and not settings.skip_bad_scans:
         raise DataError(complaint(refused, len(sources)))
     try:
-        split_subjects([scan.source.subject for scan in usable], settings.split_seed)
+        split_subjects([scan.source.subject for scan in usable], settings)
     except DataError as error:
         raise DataError(f"{error}; left out {len(refused)} of {len(sources)} scans: {'; '.join(refused)}") from error
     refuse_twins(usable)
@@ -156,7 +162,9 @@ def look_at(source: Source, settings: CohortSettings) -> Usable:
     scan = read_scan(source.path)
     brain = brain_extent(scan, settings.voxel_mm)
     if settings.shape and any(side > length for side, length in zip(brain, settings.shape, strict=True)):
-        centre(prepare_scan(source.path, settings.voxel_mm), settings.shape)  # refuses a crop that cuts off too much
+        PADDING[settings.padding](
+            prepare_scan(source.path, settings.voxel_mm), settings.shape
+        )  # refuses a crop that cuts off too much
     content = hashlib.sha256(np.ascontiguousarray(scan.voxels).data).hexdigest()
     return Usable(source, scan.voxel_mm, brain, content)
 
@@ -224,37 +232,40 @@ def write_volumes(
 
     A plain file, not a memory map: a full disk then is an error with a name, not a bus error.
     """
-    splits = split_subjects([scan.source.subject for scan in usable], settings.split_seed)
+    splits = split_subjects([scan.source.subject for scan in usable], settings)
+    factors = known_factors(usable[0].source.folder)
     entries = []
     with path.open("wb") as file:
         header = {"descr": "<f2", "fortran_order": False, "shape": (len(usable), *shape)}
         np.lib.format.write_array_header_1_0(file, header)
         for row, scan in enumerate(usable):
             on_scan("preprocessing", row, len(usable))
-            entries.append(write_volume(file, scan.source, splits[scan.source.subject], shape, settings.voxel_mm))
+            entry = write_volume(file, scan.source, splits[scan.source.subject], shape, settings)
+            entries.append(entry.model_copy(update={"factors": factors.get(scan.source.file, {})}))
         file.flush()
         os.fsync(file.fileno())
     return entries
 
 
-def write_volume(file: IO[bytes], source: Source, split: Split, shape: Shape, voxel_mm: float | None) -> ScanEntry:
+def write_volume(file: IO[bytes], source: Source, split: Split, shape: Shape, settings: CohortSettings) -> ScanEntry:
     """Appends one preprocessed scan to `file`; returns what the index says of it.
 
     Raises:
         DataError: it is no longer the scan that was hashed.
     """
-    scan, mean, deviation = normalise(centre(prepare_scan(source.path, voxel_mm), shape))
+    fitted = PADDING[settings.padding](prepare_scan(source.path, settings.voxel_mm), shape)
     if sha256_of(source.path) != source.sha256:
         raise DataError(f"{source.path}: it changed while it was being prepared; leave it alone and run again")
     # A z-score of n voxels is below the root of n, so float16 (to 65504) holds any of LARGEST_SCAN.
-    file.write(scan.voxels.astype("<f2").tobytes())
+    file.write(fitted.scan.voxels.astype("<f2").tobytes())
     return ScanEntry(
         subject=source.subject,
         file=source.file,
         sha256=source.sha256,
         split=split,
-        mean=mean,
-        deviation=deviation,
-        affine=tuple(tuple(float(number) for number in line) for line in scan.affine),
-        warnings=scan.warnings,
+        mean=fitted.mean,
+        deviation=fitted.deviation,
+        affine=tuple(tuple(float(number) for number in line) for line in fitted.scan.affine),
+        box=fitted.box,
+        warnings=fitted.scan.warnings,
     )

@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-from somvq.config import CohortSettings
+from somvq.config import ENCODER_STRIDE, CohortSettings
+from somvq.data.preprocess import Box, brighter_than_background
 from somvq.errors import DataError
 
-FORMAT = 1  # raise it when the same scans no longer give the same files: older caches are then made again
+FORMAT = 2  # raise it when the same scans no longer give the same files: older caches are then made again
 Split = Literal["train", "val", "test"]
-SHARES: dict[Split, float] = {"val": 23 / 179, "test": 28 / 179}  # the paper's 128 / 23 / 28
 
 
 class ScanEntry(BaseModel):
@@ -28,6 +28,8 @@ class ScanEntry(BaseModel):
     mean: float
     deviation: float
     affine: tuple[tuple[float, ...], ...]  # of the prepared volume
+    box: Box  # first and last + 1 voxel along each axis that is the scan's own, not padding
+    factors: dict[str, float] = {}  # what made it, of a synthetic scan; of people, nothing is kept
     warnings: tuple[str, ...] = ()
 
 
@@ -79,14 +81,30 @@ class Cohort:
         """Scans `rows` as z-scores, (B, 1, X, Y, Z)."""
         return np.asarray(self.volumes[list(rows)], np.float32)[:, None]
 
+    def brain(self, row: int) -> npt.NDArray[np.bool_]:
+        """Where scan `row` is brain, (X, Y, Z)."""
+        return brighter_than_background(np.asarray(self.volumes[row], np.float32))
+
+    def share_of_brain(self, rows: Sequence[int]) -> npt.NDArray[np.float32]:
+        """How much of each token's block of voxels is brain, (B, x, y, z), 0 to 1."""
+        x, y, z = (side // ENCODER_STRIDE for side in self.index.shape)
+        blocks = (x, ENCODER_STRIDE, y, ENCODER_STRIDE, z, ENCODER_STRIDE)
+        return np.stack([self.brain(row).reshape(blocks).mean((1, 3, 5), dtype=np.float32) for row in rows])
+
+    def factors(self, rows: Sequence[int]) -> dict[str, list[float]]:
+        """What made scans `rows`, by factor; nothing unless they are synthetic."""
+        scans = [self.index.scans[row] for row in rows]
+        names = [name for name in scans[0].factors if all(name in scan.factors for scan in scans)]
+        return {name: [scan.factors[name] for scan in scans] for name in names}
+
     def summary(self) -> str:
         """One line: how many scans of what shape in which split."""
         counts = " / ".join(f"{len(rows)} {split}" for split, rows in self.rows.items())
         return f"{len(self.index.scans)} scans of {'x'.join(map(str, self.index.shape))} voxels, {counts}"
 
 
-def split_subjects(subjects: Sequence[str], seed: int) -> dict[str, Split]:
-    """Which split each subject is in: seeded, in the paper's shares, at least one subject in each.
+def split_subjects(subjects: Sequence[str], settings: CohortSettings) -> dict[str, Split]:
+    """Which split each subject is in: seeded, in the shares asked for, at least one subject in each that has a share.
 
     Raises:
         DataError: there are fewer than 3 subjects.
@@ -96,9 +114,12 @@ def split_subjects(subjects: Sequence[str], seed: int) -> dict[str, Split]:
         found = ", ".join(names) or "none"
         subjects_found = f"{len(names)} subject{'' if len(names) == 1 else 's'} ({found})"
         raise DataError(f"{subjects_found} cannot be split into train, val and test; give scans of at least 3")
-    order = list(np.random.default_rng(seed).permutation(len(names)))
+    order = list(np.random.default_rng(settings.split_seed).permutation(len(names)))
+    _, val, test = shares = [float(share) for share in settings.split.split("/")]
     assigned: dict[str, Split] = {}
-    for split, share in SHARES.items():
-        for _ in range(max(1, round(share * len(names)))):
+    held_out: tuple[tuple[Split, float], ...] = (("val", val), ("test", test))
+    for split, share in held_out:
+        count = max(1, round(share / sum(shares) * len(names))) if share else 0
+        for _ in range(min(count, len(order) - 1)):
             assigned[names[order.pop()]] = split
     return {name: assigned.get(name, "train") for name in names}

@@ -4,7 +4,7 @@ import gzip
 import math
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,10 +20,13 @@ from nibabel.spatialimages import HeaderDataError
 from scipy import ndimage
 
 from somvq.errors import DataError
+from somvq.readings import Choice, Difference
 
 Volume = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 Affine = npt.NDArray[np.float64]
+Shape = tuple[int, int, int]
+Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
 LARGEST_SCAN = 1024**3  # voxels; a header that claims more is damaged, and would fill the memory
 VOXEL_LIMITS_MM = (0.05, 20)  # lengths of a side; outside are metres, micrometres and damage
@@ -69,6 +72,16 @@ class Scan:
         """The largest angle between an axis of the scan and the world's, in degrees."""
         cosines = np.abs(np.diag(self.affine)[:3]) / self.voxel_mm
         return math.degrees(math.acos(min(1.0, cosines.min())))
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A scan on the cohort's grid, as z-scores; `mean` and `deviation` lead back, `box` is where it is no padding."""
+
+    scan: Scan
+    mean: float
+    deviation: float
+    box: Box
 
 
 def read_scan(path: Path) -> Scan:
@@ -272,10 +285,16 @@ def brain_of(scan: Scan) -> Mask:
     Raises:
         DataError: nowhere.
     """
-    low, high = np.percentile(scan.voxels, (1, 99))
-    inside: Mask = scan.voxels > low + BRAIN_THRESHOLD * (high - low)
+    inside = brighter_than_background(scan.voxels)
     if not inside.any():
         raise DataError(f"{scan.path}: nothing in it is brighter than its background; export it again as a T1 scan")
+    return inside
+
+
+def brighter_than_background(voxels: Volume) -> Mask:
+    """Where a skull-stripped volume (X, Y, Z), in any units, is not background."""
+    low, high = np.percentile(voxels, (1, 99))
+    inside: Mask = voxels > low + BRAIN_THRESHOLD * (high - low)
     return inside
 
 
@@ -309,16 +328,45 @@ def prepare_scan(path: Path, voxel_mm: float | None) -> Scan:
     return replace(scan, warnings=(*scan.warnings, tilted)) if scan.tilt > TILT_TO_WARN else scan
 
 
-def centre(scan: Scan, shape: tuple[int, int, int]) -> Scan:
-    """The scan cropped or padded to `shape` round its brain's box.
+def pad_with_background(scan: Scan, shape: Shape) -> Fitted:
+    """The scan in `shape` round its brain, then z-scored: the paper's text.
 
-    Padding repeats the scan's own background, not 0: a frame of another value would be walls that the codebook learns.
+    Padding repeats the scan's own background: a frame of another value would be walls that the codebook learns.
+    """
+    box = box_of(brain_of(scan))
+    start = [(side.start + side.stop - length) // 2 for side, length in zip(box, shape, strict=True)]
+    scan, box_of_scan = fit_to(scan, shape, start, background(scan.voxels))
+    scan, mean, deviation = normalise(scan)
+    return Fitted(scan, mean, deviation, box_of_scan)
+
+
+def pad_with_mean(scan: Scan, shape: Shape) -> Fitted:
+    """z-scores of the scan, then padded with 0 round its middle: a frame as bright as the mean, as in the paper's code.
+
+    Of 7 missing voxels 4 go before and 3 behind.
+    """
+    scan, mean, deviation = normalise(scan)
+    start = [(have - want) // 2 for have, want in zip(scan.voxels.shape, shape, strict=True)]
+    scan, box_of_scan = fit_to(scan, shape, start, 0.0)
+    return Fitted(scan, mean, deviation, box_of_scan)
+
+
+PADDING: dict[str, Callable[[Scan, Shape], Fitted]] = {"background": pad_with_background, "mean": pad_with_mean}
+PADDING_OF: Difference[str] = Difference(
+    "Padding and z-scores (setting `padding` of a cohort)",
+    "padded, then z-normalised",
+    Choice("z-scores first, then padded with 0: the frame is brighter than the background (`mean`)", "mean"),
+    Choice("padded with the scan's own background round its brain, then z-scores (`background`)", "background"),
+)
+
+
+def fit_to(scan: Scan, shape: Shape, start: list[int], fill: float) -> tuple[Scan, Box]:
+    """The scan cropped or padded to `shape`, whose first voxel is `start` in the scan; and where it lies in it.
 
     Raises:
         DataError: the crop would cut off more than 5 % of the brain.
     """
     inside = brain_of(scan)
-    start = [(side.start + side.stop - length) // 2 for side, length in zip(box_of(inside), shape, strict=True)]
     source, target = overlap(start, scan.voxels.shape, shape)
     brain, kept = int(inside.sum()), int(inside[source].sum())
     lost = 1 - kept / brain
@@ -329,11 +377,12 @@ def centre(scan: Scan, shape: tuple[int, int, int]) -> Scan:
     litres = brain * math.prod(scan.voxel_mm) / 1e6
     if not BRAIN_LITRES[0] <= litres <= BRAIN_LITRES[1]:
         doubts.append(f"{litres:.2g} litres are brighter than its background: is it a whole brain without its skull?")
-    voxels = np.full(shape, background(scan.voxels), np.float32)
+    voxels = np.full(shape, fill, np.float32)
     voxels[target] = scan.voxels[source]
     affine = scan.affine.copy()
     affine[:3, 3] += scan.affine[:3, :3] @ np.array(start, float)
-    return Scan(scan.path, voxels, affine, (*scan.warnings, *doubts))
+    x, y, z = ((side.start, side.stop) for side in target)
+    return Scan(scan.path, voxels, affine, (*scan.warnings, *doubts)), (x, y, z)
 
 
 def overlap(
@@ -348,7 +397,7 @@ def overlap(
 
 
 def normalise(scan: Scan) -> tuple[Scan, float, float]:
-    """z-scores of the whole padded volume (the paper's text: pad, then normalise), with its mean and deviation."""
+    """z-scores of the whole volume, with its mean and deviation."""
     mean = float(scan.voxels.mean(dtype=np.float64))
     voxels = scan.voxels - np.float32(mean)
     deviation = math.sqrt(sum(float(np.square(plane, dtype=np.float64).sum()) for plane in voxels) / (voxels.size - 1))

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from somvq.config import CODE_INITIALISERS, ENCODER_STRIDE, CohortSettings
+from somvq.config import CODES, ENCODER_STRIDE, CohortSettings
 from somvq.data.cache import OnScan, prepare_cohort
 from somvq.data.cohort import Cohort
 from somvq.data.demo import make_demo_cohort
@@ -77,11 +77,13 @@ def open_study(
 
 def refuse_too_large_maps(sweep: Sweep, cohort: Cohort) -> None:
     """Codes that start from tokens need at least as many tokens as nodes."""
-    samples = {name: p.samples for name, p in sweep.parameters.items()}
+    parts = [{name: p.samples for name, p in sweep.parameters.items()}]
+    parts += [{name: (value,) for name, value in row.items()} for row in sweep.rows.values()]
+    samples = {name: [value for part in parts for value in part.get(name, ())] for name in ("init", "grid")}
     tokens = len(cohort.rows["train"]) * math.prod(side // ENCODER_STRIDE for side in cohort.index.shape)
-    for init, grid in product(samples.get("init", ()), samples.get("grid", ("16x16",))):
+    for init, grid in product(samples["init"], samples["grid"] or ["16x16"]):
         height, width = (int(side) for side in str(grid).split("x"))
-        if init in CODE_INITIALISERS and height * width > tokens:
+        if CODES.search(str(init)) and height * width > tokens:
             have = f"the {tokens} tokens of this training set"
             raise DefinitionError(
                 f"grid {grid} has more nodes than {have}, where init {init} starts; take a smaller one"

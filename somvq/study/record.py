@@ -46,16 +46,16 @@ class StudyRecord(Frozen):
 
     def run_config(self, number: int, suggested: dict[str, Any]) -> RunConfig:
         """What the run of trial `number` is told."""
-        return RunConfig(**{**self.sweep.fixed(), **suggested, "seed": derive_seed(self.seed, number)})
+        return RunConfig(**{**self.sweep.settings(suggested), "seed": derive_seed(self.seed, number)})
 
-    def run_record(self, config: RunConfig, *, label: str, stage: str | None) -> RunRecord:
-        """What a run's folder says of itself; `label` is t0007, or ae for the shared auto-encoder."""
+    def run_record(self, config: RunConfig, *, label: str, stages: dict[str, str]) -> RunRecord:
+        """What a run's folder says of itself; `label` is t0007, or ae-1a2b3c for a shared auto-encoder."""
         slug = re.sub(r"[^a-z0-9-]+", "-", self.name.lower()).strip("-")[:40] or "study"
         return RunRecord(
             config=config,
             cohort=self.cohort,
             cohort_fingerprint=self.cohort_fingerprint,
-            stage=stage,
+            stages=stages,
             study=self.name,
             name=f"{self.name} {label}",
             wandb_id=f"{slug}-{self.uid}-{label}",

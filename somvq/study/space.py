@@ -43,8 +43,9 @@ def override(sweep: Sweep, settings: Mapping[str, Any]) -> Sweep:
         if isinstance(value, bool) or not isinstance(value, int | float | str):
             raise DefinitionError(f"--set {name}: give one value, not {value!r}")
         parameters[name] = {"value": value}
+    rows = {row: {k: v for k, v in said.items() if k not in settings} for row, said in sweep.rows.items()}
     try:
-        return Sweep.model_validate({**sweep.model_dump(), "parameters": parameters})
+        return Sweep.model_validate({**sweep.model_dump(), "parameters": parameters, "rows": rows})
     except ValidationError as error:
         problem: Any = error.errors()[0]
         parameter = problem["loc"][1] if problem["loc"][:1] == ("parameters",) and len(problem["loc"]) > 1 else ""
@@ -70,6 +71,8 @@ def refuse_another_space(study: str, had: Sweep, has: Sweep) -> None:
 def describe_space(sweep: Sweep) -> dict[str, str]:
     """Each parameter, what is optimised and how, in words that can be compared."""
     words = {name: describe_parameter(p) for name, p in sweep.parameters.items()}
+    words |= {f"row {name}": ", ".join(f"{k} {describe_value(v)}" for k, v in sorted(row.items()))
+              for name, row in sweep.rows.items()}  # fmt: skip
     rule = sweep.early_terminate
     stops = f"{rule.type} from epoch {rule.min_iter}, eta {rule.eta}" if rule else "none"
     aim = f"{sweep.metric.goal} {sweep.metric.name}"

@@ -13,12 +13,16 @@ from somvq.study.record import StudyRecord
 Train = Callable[[Run], None]
 
 
-def stage_run(record: StudyRecord, config: RunConfig) -> Run:
-    """The run of the auto-encoder that trials like `config` start from; named by all that decides its weights."""
-    autoencoder = config.autoencoder(record.seed)
-    key = signature([autoencoder.model_dump(mode="json"), record.cohort_fingerprint])
-    told = record.run_record(autoencoder, label=f"ae-{key[:6]}", stage=None)
-    return Run.create(record.folder / "stages" / f"ae-{key}", told)
+def stage_runs(record: StudyRecord, config: RunConfig) -> dict[str, Run]:
+    """The runs of the auto-encoders that trials like `config` start from, "ae" or "vae"."""
+    return {kind: stage_run(record, kind, stage) for kind, stage in config.stages(record.seed).items()}
+
+
+def stage_run(record: StudyRecord, kind: str, config: RunConfig) -> Run:
+    """The run of one shared auto-encoder; named by all that decides its weights."""
+    key = signature([config.model_dump(mode="json"), record.cohort_fingerprint])
+    told = record.run_record(config, label=f"{kind}-{key[:6]}", stages={})
+    return Run.create(record.folder / "stages" / f"{kind}-{key}", told)
 
 
 def ensure_stage(run: Run, train: Train, while_waiting: Callable[[], None]) -> None:

@@ -92,7 +92,7 @@ def read_status(opened: OpenStudy) -> Status:
     """The study now."""
     record = opened.record
     trials = opened.study.get_trials(deepcopy=False)
-    stages = {folder.name: run_status(Run(folder)) for folder in sorted(record.folder.glob("stages/ae-*"))}
+    stages = {folder.name: run_status(Run(folder)) for folder in sorted(record.folder.glob("stages/*ae-*"))}
     baseline = record.cohort / "baseline.json"
     return Status(
         study=record.name,
@@ -129,7 +129,7 @@ def follow(status: TrialStatus, run: Run) -> TrialStatus:
         return status
     rows, progress = run.rows(), run.progress()
     status.row = rows[-1] if rows else {}
-    status.stage_epochs = run.record.config.ae_epochs if run.record.stage else 0
+    status.stage_epochs = run.record.config.ae_epochs if run.record.stages else 0
     status.epoch, status.epochs = int(status.row.get("epoch", 0)), run.record.config.epochs
     status.attempts, status.reason = progress.attempts, status.reason or progress.reason
     if rows and status.state == "running":
@@ -184,9 +184,10 @@ def leaderboard(status: Status) -> Table:
         epochs = f"{trial.stage_epochs} + {trial.epochs}"
         table.add_row(str(trial.number), *cells(trial.row), epochs, describe_params(trial.params), style=style)
     table.add_section()
-    for stage in status.stages.values():
+    for name, stage in status.stages.items():
         if stage.state == "complete":
-            table.add_row("AE", *cells(stage.row), str(stage.epochs), "auto-encoder alone", style="dim")
+            kind = name.split("-")[0].upper()
+            table.add_row(kind, *cells(stage.row), str(stage.epochs), "auto-encoder alone", style="dim")
     if status.baseline:
         table.add_row("mean", *cells(status.baseline), "", "mean of the training set", style="dim")
     return table

@@ -16,7 +16,7 @@ from somvq.errors import RunError, SomvqError
 from somvq.runs import FINISHED, Run, State
 from somvq.study.claim import Claim
 from somvq.study.record import OpenStudy
-from somvq.study.stages import ensure_stage, stage_run
+from somvq.study.stages import ensure_stage, stage_runs
 from somvq.tracking import Tracker
 
 POLL_S = 0.3
@@ -80,10 +80,10 @@ class Conductor:
         """The trial's run, told what it needs; the auto-encoder that it starts from is trained first."""
         record, trial = self.opened.record, self.claim.trial
         config = record.run_config(trial.number, trial.params)
-        stage = stage_run(record, config) if config.needs_autoencoder else None
-        beside = f"../stages/{stage.folder.name}" if stage else None
-        run = Run.create(self.claim.run.folder, record.run_record(config, label=f"t{trial.number:04d}", stage=beside))
-        if stage:
+        stages = stage_runs(record, config)
+        beside = {kind: f"../stages/{stage.folder.name}" for kind, stage in stages.items()}
+        run = Run.create(self.claim.run.folder, record.run_record(config, label=f"t{trial.number:04d}", stages=beside))
+        for stage in stages.values():
             ensure_stage(stage, self.train_stage, self.keep_hold)
         return run
 
