@@ -79,6 +79,9 @@ SURVEY = {  # once, at the last epoch
     "val/ssim_brain": "val/ssim, mean over windows whose centre is brain",
     "val/ssim_unpadded": "val/ssim of the part of the volume that is no padding",
 }
+SURVEY_OF_SKIPS = {
+    "val/ssim_without_tokens": "SSIM of what skip connections decode with tokens set to 0; near val/ssim, tokens are idle",
+}
 SURVEY_OF_CODES = {
     **{f"{name}_q": f"as {name}, of x'_q" for name in SURVEY},
     "codebook/used_brain": "codes that are nearest to at least one token that is mostly brain",
@@ -112,6 +115,7 @@ METRICS = {
     **PSOM_METRICS,
     **MAP_METRICS,
     **SURVEY,
+    **SURVEY_OF_SKIPS,
     **SURVEY_OF_CODES,
     **SURVEY_OF_MAPS,
     "time/epoch_s": "seconds of the epoch, validation included",
@@ -120,7 +124,7 @@ METRICS = {
 
 def metrics_table() -> str:
     """Every metric and its definition, in Markdown."""
-    at_the_end = {**SURVEY, **SURVEY_OF_CODES, **SURVEY_OF_MAPS}
+    at_the_end = {**SURVEY, **SURVEY_OF_SKIPS, **SURVEY_OF_CODES, **SURVEY_OF_MAPS}
     every_epoch = {name: words for name, words in METRICS.items() if name not in at_the_end}
     lines = ["Each epoch:", "", *rows_of(every_epoch), "", "Once, of the trained model:", "", *rows_of(at_the_end)]
     return "\n".join(lines) + "\n"
@@ -141,6 +145,8 @@ def why_not_measured(metric: str, config: RunConfig) -> str:
         return f"model {config.model} has no codebook"
     if metric in {**MAP_METRICS, **SURVEY_OF_MAPS} and not config.has_map:
         return f"model {config.model} has no map"
+    if metric in SURVEY_OF_SKIPS and config.skip == "none":
+        return "there are no skip connections"
     if metric in PSOM_METRICS and config.model != "psom":
         return f"model {config.model} assigns no token to more than one code"
     return ""

@@ -17,6 +17,7 @@ from somvq.data.cohort import Cohort
 from somvq.data.preprocess import Box
 from somvq.files import locked, write_json
 from somvq.models import Model
+from somvq.models.ae import AE
 from somvq.models.discrete import DiscreteAE, flatten
 from somvq.runs import Row
 
@@ -144,6 +145,11 @@ def survey(
         for suffix, image in (("", output.reconstruction), ("_q", output.reconstruction_q)):
             found = {} if image is None else ssim_row(scan, image.float(), brain.to(scan.device), box)
             part |= {f"{name}{suffix}": value for name, value in found.items()}
+        body = model if isinstance(model, AE) else model.body
+        if body.decoder.skip:
+            encoded = body.encode(scan)
+            past = body.decode(torch.zeros_like(encoded.z), encoded.features).float()
+            part["val/ssim_without_tokens"] = float(metrics.ssim(scan, past))
         parts.append(part)
     measured = {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
     if isinstance(model, DiscreteAE):

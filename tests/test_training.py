@@ -108,7 +108,7 @@ def test_every_number_of_a_run_has_a_definition_and_every_definition_a_number(tm
     cohort = prepare_cohort(tiny_scans, CohortSettings(split="4/4/0"), tmp_path / "prepared")
     told: list[dict[str, object]] = [
         {"model": "vae"},
-        {"model": "vqvae"},
+        {"model": "vqvae", "skip": "concatenate"},
         {"model": "som", "latent": "continuous"},
         {"model": "psom", "gamma_q": 0.2, "beta_som": 0.1},
     ]
