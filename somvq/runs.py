@@ -80,7 +80,7 @@ SURVEY = {  # once, at the last epoch
     "val/ssim_unpadded": "val/ssim of the part of the volume that is no padding",
 }
 SURVEY_OF_SKIPS = {
-    "val/ssim_without_tokens": "SSIM of what skip connections decode with tokens set to 0; near val/ssim, tokens are idle",
+    "val/ssim_without_tokens": "SSIM of what skip connections decode, tokens set to 0; near val/ssim, tokens are idle",
 }
 SURVEY_OF_CODES = {
     **{f"{name}_q": f"as {name}, of x'_q" for name in SURVEY},
