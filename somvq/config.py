@@ -94,7 +94,9 @@ class RunConfig(Frozen):
     ae_epochs: Annotated[int, Field(ge=1)] = Field(80, description="epochs of the shared auto-encoder that init needs")
     batch_size: Annotated[int, Field(ge=1)] = Field(32, description="scans a step, at most; see training.batch_size")
     learning_rate: Positive = 0.005
-    schedule: Literal["constant", "cosine"] = Field("constant", description="cosine: the rate falls to 0 over a run")
+    schedule: Literal["constant", "cosine"] = Field(
+        "constant", description="cosine: the rate rises for an eighth of the run, then falls to 0"
+    )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 on a GPU, else float32"
     )

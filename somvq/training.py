@@ -171,9 +171,7 @@ class Training:
 
     def set_rate(self, epoch: int) -> None:
         """The learning rate of `epoch`, by the schedule: decided by its number, so that a resumed run has it too."""
-        rate = self.config.learning_rate
-        if self.config.schedule == "cosine":
-            rate *= (1 + math.cos(math.pi * (epoch - 1) / self.config.epochs)) / 2
+        rate = self.config.learning_rate * share_of_rate(epoch, self.config.epochs, self.config.schedule)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
 
@@ -219,6 +217,20 @@ class Training:
             drawn["curves"] = curves.draw_curves([*self.run.rows(), row])
         for name, figure in drawn.items():
             figures.save(figure, self.run.figure(name, epoch))
+
+
+def share_of_rate(epoch: int, epochs: int, schedule: str) -> float:
+    """How much of the learning rate `epoch` (from 1) has; "cosine" rises for an eighth of the run, then falls to 0.
+
+    It rises because Adam knows nothing yet: at the full rate, the first epoch took a trained auto-encoder's tokens
+    further from a codebook that had just been placed among them than the run could mend.
+    """
+    if schedule == "constant":
+        return 1.0
+    rising = epochs // 8
+    if epoch <= rising:
+        return epoch / (rising + 1)
+    return (1 + math.cos(math.pi * (epoch - 1 - rising) / (epochs - rising))) / 2
 
 
 def finite(row: Row) -> Row:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from somvq.data.cache import prepare_cohort
 from somvq.data.cohort import Cohort
 from somvq.errors import RunError
 from somvq.runs import METRICS, Run, RunRecord, why_not_measured
-from somvq.training import Diverged, Interrupted, batch_size, fit
+from somvq.training import Diverged, Interrupted, batch_size, fit, share_of_rate
 from somvq.validation import mean_image_baseline
 
 
@@ -65,13 +66,24 @@ def states_are_equal(one: Run, other: Run) -> bool:
     )
 
 
-@pytest.mark.parametrize("init", ["random", "ae-som"])
+RESUMED: dict[str, dict[str, object]] = {  # between them, all that a codebook or a schedule carries along
+    "psom": {"init": "random"},
+    "psom from a map": {"init": "ae-som", "gamma_q": 0.2, "beta_som": 0.1, "schedule": "cosine", "revive": 2},
+    "vqvae": {"model": "vqvae", "revive": 3, "latent": "continuous"},
+    "kohonen": {"model": "som", "update": "ema", "neighbours": 8},
+    "soft som": {"model": "som", "neighbours": "gaussian", "estimator": "rotation", "skip": "concatenate"},
+    "published vae": {"model": "vae", "reading": "published"},
+    "published psom": {"model": "psom", "reading": "published"},
+}
+
+
+@pytest.mark.parametrize("what", RESUMED)
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
-    init: str, tmp_path: Path, tiny_cohort: Cohort, stage: Path
+    what: str, tmp_path: Path, tiny_cohort: Cohort, stage: Path
 ) -> None:
-    whole = make_run(tmp_path / "whole", tiny_cohort, stage=stage, init=init)
+    whole = make_run(tmp_path / "whole", tiny_cohort, stage=stage, **RESUMED[what])
     fit(whole)
-    broken = make_run(tmp_path / "broken", tiny_cohort, stage=stage, init=init)
+    broken = make_run(tmp_path / "broken", tiny_cohort, stage=stage, **RESUMED[what])
     for steps in (5, 3, 1, 9):  # stops in the middle of epochs
         left = iter(range(steps))
         try:
@@ -197,6 +209,26 @@ def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
     torch.save({"format": 1, "evil": os.system}, path)
     with pytest.raises(RunError, match="is damaged"):
         load_checkpoint(path)
+
+
+def test_a_cosine_schedule_rises_for_an_eighth_of_the_run_and_falls_to_nothing() -> None:
+    shares = [share_of_rate(epoch, 40, "cosine") for epoch in range(1, 41)]
+    assert shares[:6] == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1])
+    assert all(a > b for a, b in pairwise(shares[5:]))
+    assert 0 < shares[-1] < 0.01
+    assert shares[5 + 17] == pytest.approx((1 + np.cos(np.pi * 17 / 35)) / 2)
+    assert share_of_rate(1, 1, "cosine") == 1
+    assert {share_of_rate(epoch, 9, "constant") for epoch in range(1, 10)} == {1.0}
+
+
+def test_the_optimiser_has_the_schedules_rate_in_each_epoch(tmp_path: Path, tiny_cohort: Cohort) -> None:
+    run = make_run(tmp_path / "run", tiny_cohort, epochs=8, schedule="cosine", learning_rate=0.01)
+    steps = iter(range(8))  # the first epoch has six, so it stops in the second
+    with pytest.raises(Interrupted):
+        fit(run, lambda: next(steps, None) is None)
+    saved = load_checkpoint(run.checkpoint)
+    assert saved is not None
+    assert saved["optimiser"]["param_groups"][0]["lr"] == pytest.approx(0.01 / 2)
 
 
 @pytest.mark.parametrize(("scans", "size"), [(128, 32), (17, 4), (3, 1), (1, 1), (1000, 32)])
