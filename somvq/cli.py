@@ -160,9 +160,8 @@ def sweep(
     searched = override(read_sweep(file), parse_settings(set_ or []))
     total = count_trials(trials, searched)
     place = choose_place(job, workers)
-    console.print(
-        f"sweep    {file}: {', '.join(n for n, p in searched.parameters.items() if p.value is None)}", soft_wrap=True
-    )
+    names = ", ".join(name for name, parameter in searched.parameters.items() if parameter.value is None)
+    console.print(f"sweep    {file}: {names or 'one choice of settings'}", soft_wrap=True)
     scans = cohort_settings(voxel_mm, shape, padding, split, split_seed, skip_bad_scans)
     opened = foreground.open_study(settings, searched, study or searched.name, seed, scans, console)
     opened.aim_for(total)
@@ -198,16 +197,14 @@ def train(
     settings = read_settings(cohort=cohort, runs=runs, wandb=wandb)
     metric = Metric(name="val/ssim", goal="maximize")
     one = Sweep(name=model, method="random", metric=metric, parameters={"model": Parameter(value=model)})
-    chosen = override(one, parse_settings(set_ or []))
-    name = f"train-{model}-{signature([chosen.fixed(), seed])[:6]}"
-    opened = foreground.open_study(
-        settings,
-        chosen,
-        name,
-        seed,
-        cohort_settings(voxel_mm, shape, padding, split, split_seed, skip_bad_scans),
-        console,
-    )
+    asked = parse_settings(set_ or [])
+    if "model" in asked:
+        raise DefinitionError(f"--set model={asked['model']}: say somvq train {asked['model']}")
+    chosen = override(one, asked)
+    scans = cohort_settings(voxel_mm, shape, padding, split, split_seed, skip_bad_scans)
+    decisive = [RunConfig(**chosen.fixed(), seed=seed).model_dump(mode="json"), scans.model_dump(mode="json")]
+    name = f"train-{model}-{signature(decisive)[:6]}"
+    opened = foreground.open_study(settings, chosen, name, seed, scans, console)
     opened.aim_for(1)
     return foreground.supervise(settings, opened, JobDefinition(executor="local"), console)
 
@@ -446,11 +443,15 @@ def choose_place(job: str, workers: int | None) -> "JobDefinition":
 
 def count_trials(asked: int | None, searched: "Sweep") -> int:
     """How many trials a study of this sweep should have."""
-    candidates = (asked, searched.run_cap, searched.combinations())
-    total = next((number for number in candidates if number is not None), None)
-    if total is None:
+    combinations = searched.combinations()
+    if asked is not None and combinations is not None and asked > combinations:
+        raise DefinitionError(f"--trials {asked} is more than the {combinations} combinations of this grid")
+    if asked is not None:
+        return at_least_one("--trials", asked)
+    known = [number for number in (searched.run_cap, combinations) if number is not None]
+    if not known:
         raise DefinitionError(f"sweep {searched.name} has no run_cap, so say how many trials: --trials 50")
-    return at_least_one("--trials", total)
+    return min(known)
 
 
 def at_least_one(option: str, value: int) -> int:

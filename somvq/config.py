@@ -12,12 +12,14 @@ from somvq.readings import Choice, Difference, Reading
 
 ENCODER_STRIDE = 16  # voxels of a scan along each side of a token: four convolutions of stride 2
 
+STEPS_AN_EPOCH = 4  # the paper's: 128 scans in batches of 32
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 
 
 Model = Literal["ae", "vae", "vqvae", "som", "psom"]
 Init = Literal["random", "ae", "vae", "ae-kmeans", "vae-kmeans", "ae-som", "vae-som", "ae-kmeans-codes"]
+Topology = Literal["rectangular", "toroidal"]
 Neighbours = Literal[4, 8, "gaussian"]
 Estimator = Literal["straight-through", "rotation", "direct"]
 
@@ -25,7 +27,11 @@ ESTIMATOR: Difference[Estimator] = Difference(
     "Eq. (2): what x'_q teaches",
     "its reconstruction loss reaches the codes",
     Choice("straight-through: its gradient goes to the encoder, none reaches a code", "straight-through"),
-    Choice("the codes are decoded directly (Fortuin et al. 2018); `estimator` also offers a rotation", "direct"),
+    Choice(
+        "codes that learn by gradient are decoded directly (Fortuin et al. 2018), so that it moves them; moving "
+        "averages have no gradient, and pass it to the encoder",
+        "direct",
+    ),
 )
 HARDENING_WEIGHT: Difference[float] = Difference(
     "Eq. (5): gamma",
@@ -67,7 +73,7 @@ class RunConfig(Frozen):
     )
     skip: Literal["none", "concatenate"] = Field("none", description="U-Net connections from encoder to decoder")
     grid: str | None = Field(None, description="nodes of the map, HEIGHTxWIDTH; a VQ-VAE has as many codes")
-    topology: Literal["rectangular", "toroidal"] | None = Field(None, description="whether the map's edges join")
+    topology: Topology | None = Field(None, description="whether the map's edges join")
     neighbours: Neighbours | None = Field(None, description="4, 8, or gaussian: all, by a width that shrinks")
     update: Literal["ema", "gradient"] | None = Field(None, description="how codes learn: moving averages, or the loss")
     alpha: Positive | None = Field(
@@ -89,10 +95,13 @@ class RunConfig(Frozen):
     revive: Annotated[int, Field(ge=0)] | None = Field(
         None, description="codes with fewer training tokens are moved among them; 0: never"
     )
+    swap: Literal["never", "each-epoch"] | None = Field(
+        None, description="codes exchange nodes where that makes neighbours of those nearest to the same tokens"
+    )
     kl: NonNegative | None = Field(None, description="weight of the KL of a continuous latent")
     epochs: Annotated[int, Field(ge=1)] = 40
     ae_epochs: Annotated[int, Field(ge=1)] = Field(80, description="epochs of the shared auto-encoder that init needs")
-    batch_size: Annotated[int, Field(ge=1)] = Field(32, description="scans a step, at most; see training.batch_size")
+    batch_size: Annotated[int, Field(ge=1)] = Field(32, description="scans a step, at most; see batch_size below")
     learning_rate: Positive = 0.005
     schedule: Literal["constant", "cosine"] = Field(
         "constant", description="cosine: the rate rises for an eighth of the run, then falls to 0"
@@ -102,10 +111,10 @@ class RunConfig(Frozen):
     )
     seed: Annotated[int, Field(ge=0)] = 0
 
-    @field_validator("grid")
+    @field_validator("grid", mode="before")
     @classmethod
-    def _grid_is_a_map(cls, grid: str | None) -> str | None:
-        if grid is not None and (not re.fullmatch(r"[1-9]\d?x[1-9]\d?", grid) or grid == "1x1"):
+    def _grid_is_a_map(cls, grid: Any) -> Any:
+        if grid is not None and (not re.fullmatch(r"[1-9]\d?x[1-9]\d?", str(grid)) or grid == "1x1"):
             raise ValueError(f"grid '{grid}' is not HEIGHTxWIDTH, two whole numbers from 1 to 99, as in 16x16")
         return grid
 
@@ -145,9 +154,12 @@ class RunConfig(Frozen):
             raise ValueError(
                 f"the paper's code knows 4 neighbours, so neighbours {self.neighbours} is no published one"
             )
+        if self.update == "ema" and self.estimator == "direct":
+            raise ValueError("estimator direct teaches codes by gradient, which update ema has none of; take rotation")
         if self.gamma_q == 1 and self.estimator == "direct" and self.assignment != "soft":
             raise ValueError(
-                "estimator direct with gamma_q 1 leaves the encoder without a reconstruction to learn from"
+                "estimator direct with gamma_q 1 leaves the encoder without a reconstruction to learn from; "
+                "give gamma_q below 1, or estimator rotation"
             )
         return self
 
@@ -155,11 +167,15 @@ class RunConfig(Frozen):
         """Why this run makes no use of setting `name`."""
         if name == "kl":
             return "latent is plain"
+        if self.reading == "published" and name in ("swap", "revive") and (self.has_map or name == "revive"):
+            return "the paper's code leaves codes where they are"
         if self.reading == "published" and self.model == "som" and name == "commitment":
             return "the published alpha moves tokens and codes alike"
         if self.reading == "published" and self.model == "psom" and name != "update":
-            return "the published psom decodes no codes"
-        if self.update == "ema" and name in ("alpha", "beta", "estimator"):
+            return "the published psom decodes tokens alone"
+        if not self.gamma_q and name in ("estimator", "assignment", "commitment"):
+            return "gamma_q is 0, so nothing is decoded from codes"
+        if self.update == "ema" and name in ("alpha", "beta"):
             return "codes learn by moving averages, not by a term of the loss (update: gradient)"
         return f"model {self.model} has none"
 
@@ -228,7 +244,8 @@ class RunConfig(Frozen):
 
 
 MODEL_SETTINGS = ("latent", "grid", "topology", "neighbours", "update", "alpha", "beta", "beta_som", "gamma", "gamma_q",
-                  "assignment", "estimator", "commitment", "revive", "kl")  # fmt: skip
+                  "assignment", "estimator", "commitment", "revive", "swap", "kl")  # fmt: skip
+OF_GAMMA_Q = {"vqvae": {"estimator"}, "som": {"estimator"}, "psom": {"estimator", "assignment", "commitment"}}
 CODES = re.compile("kmeans|som")  # what names initialisers that place codes
 
 
@@ -240,21 +257,22 @@ def defaults(given: Mapping[str, Any]) -> dict[str, Any]:
     if given.get("latent", use["latent"]) == "continuous":
         use["kl"] = KL_WEIGHT.of(reading)
     if model in ("vqvae", "som", "psom"):
-        use |= {"grid": "16x16", "revive": 0, "estimator": ESTIMATOR.of(reading)}
+        use |= {"grid": "16x16", "estimator": ESTIMATOR.of(reading)} | ({"revive": 0} if reading == "corrected" else {})
     if model in ("som", "psom"):
         use |= {"topology": "toroidal", "neighbours": 4}
+        use |= {"swap": "never"} if reading == "corrected" else {}
     if model == "vqvae":
         use |= {"update": "ema", "beta": 6.0, "gamma_q": 1.0}
         if given.get("update") == "gradient":
             use["alpha"] = 1.0
-        if given.get("gamma_q", 1.0) == 1:
-            use["estimator"] = "straight-through"  # eq. (1): the encoder learns of nothing but x'_q
+        if given.get("gamma_q", 1.0) == 1 or given.get("update", "ema") == "ema":
+            use["estimator"] = "straight-through"  # eq. (1), where the encoder learns of nothing but x'_q; averages
     if model == "som":
         use |= {"update": "gradient", "gamma_q": 0.2, "commitment": 6.0, "alpha": 6.0, "beta": 1.0}
         if reading == "published":
             del use["commitment"]  # its alpha moves tokens and codes alike
         if given.get("update") == "ema":
-            use |= {"commitment": 6.0}
+            use |= {"commitment": 6.0, "estimator": "straight-through"}
             del use["alpha"], use["beta"]
     if model == "psom":
         use |= {"alpha": 10.0, "beta": NEIGHBOUR_WEIGHT.of(reading), "gamma": HARDENING_WEIGHT.of(reading)}
@@ -262,7 +280,8 @@ def defaults(given: Mapping[str, Any]) -> dict[str, Any]:
             use |= {"gamma_q": 0.0, "assignment": "hard", "commitment": 0.25, "beta_som": 0.0}
         else:
             del use["estimator"]
-    return use
+    decodes_codes = given.get("gamma_q", use.get("gamma_q", 0))
+    return {name: value for name, value in use.items() if decodes_codes or name not in OF_GAMMA_Q.get(str(model), ())}
 
 
 class CohortSettings(Frozen):
@@ -290,6 +309,11 @@ class CohortSettings(Frozen):
             given = "x".join(map(str, self.shape))
             raise ValueError(f"shape {given} has a side that is not a multiple of {ENCODER_STRIDE}, as in 144x176x144")
         return self
+
+
+def batch_size(asked: int, scans: int) -> int:
+    """Scans a step: as asked, but no more than leaves an epoch the paper's four steps."""
+    return max(1, min(asked, scans // STEPS_AN_EPOCH))
 
 
 def derive_seed(*parts: Any) -> int:

@@ -3,6 +3,7 @@
 import difflib
 import math
 import re
+from collections.abc import Iterator
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from itertools import islice, product
@@ -131,15 +132,19 @@ class Sweep(Frozen):
                     raise ValueError("method grid needs value or values here, not min and max")
             except ValueError as error:
                 raise PydanticCustomError("parameter", "{message}", {"message": str(error), "at": name}) from None
-        for values in islice(
-            product(*(p.values or p.samples[:1] for p in self.parameters.values())), MOST_COMBINATIONS
-        ):
-            chosen = dict(zip(self.parameters, values, strict=True))
+        for chosen, settings in self.choices():
             try:
-                check_together(self.settings(chosen), self.metric.name)
+                check_together(settings, self.metric.name)
             except ValueError as error:
                 raise ValueError(f"row '{chosen[ROW]}': {error}" if ROW in chosen else str(error)) from None
         return self
+
+    def choices(self) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+        """The first combinations of values, a range's least among them, each with the settings that it makes."""
+        values = (p.values or p.samples[:1] for p in self.parameters.values())
+        for combination in islice(product(*values), MOST_COMBINATIONS):
+            chosen = dict(zip(self.parameters, combination, strict=True))
+            yield chosen, self.settings(chosen)
 
     def combinations(self) -> int | None:
         """How many trials a grid has; none if the method is not grid."""

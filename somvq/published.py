@@ -34,6 +34,9 @@ DIFFERENCES: tuple[Difference[Any], ...] = (
 )
 SAME = (  # in both readings: what the paper says, and what is done
     ("Last convolution of the encoder", "batch norm and ReLU everywhere", "neither: tokens are signed"),
+    ("Filters", "4, doubling; the last is the embedding's 32", "4, 8, 16, 32"),
+    ("Skip connections", "turned off: suboptimal", "`skip: concatenate`; what they decode without tokens is measured"),
+    ("Training", "Adam, 0.005, batches of 32", "the same, last epoch; seeded, and at least four steps an epoch"),
     ("Eq. (1): alpha", "weight of a codebook term", "moving averages (decay 0.99); `update: gradient` has the term"),
     ("Eq. (1): beta = 6", "of a sum of squared norms", "of a mean over elements: 6 / 32 on a squared norm"),
     ("Reconstruction", "a squared norm", "a mean over voxels"),
@@ -45,6 +48,10 @@ SAME = (  # in both readings: what the paper says, and what is done
     ("SSIM", "a uniform kernel", "9x9x9, valid, biased variances, range of the scan; others beside it at the end"),
     ("SSIM and PSNR of Table 1", "of the reconstruction",
      "of x'_e for eq. (2), (3) and (5), of x'_q for eq. (1): we print both"),
+    ("PSNR", "in dB", "of the scan's range, and with its maximum as peak, as the paper's"),
+    ("Neighbours' r above 0.95", "the map preserves topology", "raw and with the codes' mean removed, beside chance"),
+    ("Loss Eqn (4) of Table 1", "(4)", "eq. (5); and two equations are called (3)"),
+    ("'Voxel'", "a voxel of the latent", "a token: a block of 16 voxels a side"),
     ("MSE of Table 1", "train (val) MSE", "was the whole loss over the batch, 32 (23): we print MSE and every term"),
     ("Unique embeddings", "on a selected image", "per scan, over the whole set, and where there is brain"),
     ("AE k-means, random weights", "codes only", "`init: ae-kmeans-codes`"),

@@ -59,7 +59,7 @@ CODEBOOK_METRICS = {
     "codebook/dead": "codes that are nearest to no token of the validation set",
     "codebook/used_per_scan": "codes that are nearest to at least one token of a scan, mean over scans",
     "codebook/perplexity": "exp of the entropy of code use over the validation set: codes used, if evenly",
-    "codebook/quantisation_error": "squared distance of tokens to their codes over that to the tokens' mean: 0 to 1",
+    "codebook/quantisation_error": "squared distance of tokens to codes over that to their mean: 0 exact, 1 useless",
     "codebook/mixing": "of each code's 5 nearest neighbours among tokens and codes, the share that are tokens",
     "codebook/norm_ratio": "largest norm of a code over largest norm of a token; far above 1, a code has flown off",
 }

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from somvq import figures
 from somvq.checkpoints import load_checkpoint, save_checkpoint
-from somvq.config import derive_seed
+from somvq.config import batch_size, derive_seed
 from somvq.data.cohort import Cohort
 from somvq.errors import RunError
 from somvq.figures import codebook, curves, latent, reconstruction
@@ -25,7 +25,6 @@ from somvq.validation import Validation, mean_image_baseline, objective, survey,
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-STEPS_AN_EPOCH = 4  # the paper's: 128 scans in batches of 32
 FIGURE_EPOCHS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # and the last; a slider's worth, not a disk's
 
 
@@ -57,11 +56,6 @@ class Scans:
         """Scans `rows` in order, `size` at a time."""
         for first in range(0, len(rows), size):
             yield self.read(rows[first : first + size])
-
-
-def batch_size(asked: int, scans: int) -> int:
-    """Scans a step: as asked, but no more than leaves an epoch the paper's four steps."""
-    return max(1, min(asked, scans // STEPS_AN_EPOCH))
 
 
 def fit(run: Run, should_stop: Callable[[], bool] = lambda: False) -> None:
@@ -192,7 +186,8 @@ class Training:
 
     def survey(self, validation: Validation) -> Row:
         """What is measured once, of the trained model."""
-        return survey(self.model, self.cohort, self.cohort.rows["val"], self.scans.read, validation)
+        rows = self.cohort.rows["val"]
+        return survey(self.model, self.cohort, rows, self.scans.read, self.autocast, validation)
 
     def save(self, epoch: int, row: Row) -> None:
         """The run whole, after `epoch`."""

@@ -21,6 +21,8 @@ from somvq.models.ae import AE
 from somvq.models.discrete import DiscreteAE, flatten
 from somvq.runs import Row
 
+TOKENS_AT_ONCE = 4096  # where a matrix of tokens and nodes is made
+LARGEST_MAP = 1024  # nodes up to which 199 permutations take seconds; of larger maps there are 39
 NULL_SEED = 0  # of permutations: the same for all runs, so that they differ by their maps alone
 MAP_NAMES = {  # of metrics.map_nulls, as METRICS has them
     "neighbour_correlation": "neighbour_r",
@@ -117,7 +119,8 @@ def codebook_row(model: DiscreteAE, tokens: Tensor, nodes: Tensor, hits: Tensor)
         "codebook/norm_ratio": metrics.norm_ratio(tokens, codes),
     }
     if isinstance(codebook, PSOM):
-        row["codebook/entropy"] = metrics.assignment_entropy(codebook.assign(tokens))
+        parts = [metrics.assignment_entropy(codebook.assign(part)) * len(part) for part in tokens.split(TOKENS_AT_ONCE)]
+        row["codebook/entropy"] = sum(parts) / len(tokens)
     if isinstance(codebook, PSOM | SOM):
         _, nearest_two = metrics.nearest_two(tokens, codes)
         row |= {
@@ -132,7 +135,12 @@ def codebook_row(model: DiscreteAE, tokens: Tensor, nodes: Tensor, hits: Tensor)
 
 @torch.no_grad()
 def survey(
-    model: Model, cohort: Cohort, rows: Sequence[int], read: Callable[[Sequence[int]], Tensor], validation: Validation
+    model: Model,
+    cohort: Cohort,
+    rows: Sequence[int],
+    read: Callable[[Sequence[int]], Tensor],
+    autocast: Callable[[], AbstractContextManager[None]],
+    validation: Validation,
 ) -> Row:
     """What is measured once, of a trained model on scans `rows`: other SSIMs, maps and locality against chance."""
     model.eval()
@@ -140,15 +148,17 @@ def survey(
     parts = []
     for row, box in zip(rows, boxes, strict=True):
         scan, brain = read([row]), torch.from_numpy(cohort.brain(row))[None, None]
-        output = model(scan)
+        with autocast():
+            output = model(scan)
         part: Row = {}
         for suffix, image in (("", output.reconstruction), ("_q", output.reconstruction_q)):
             found = {} if image is None else ssim_row(scan, image.float(), brain.to(scan.device), box)
             part |= {f"{name}{suffix}": value for name, value in found.items()}
         body = model if isinstance(model, AE) else model.body
         if body.decoder.skip:
-            encoded = body.encode(scan)
-            past = body.decode(torch.zeros_like(encoded.z), encoded.features).float()
+            with autocast():
+                encoded = body.encode(scan)
+                past = body.decode(torch.zeros_like(encoded.z), encoded.features).float()
             part["val/ssim_without_tokens"] = float(metrics.ssim(scan, past))
         parts.append(part)
     measured = {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
@@ -190,7 +200,8 @@ def map_row(model: DiscreteAE, tokens: Tensor) -> Row:
     """Each metric of the map beside its mean under permutation of nodes, and the share of permutations as good."""
     codebook = model.codebook
     _, two = metrics.nearest_two(tokens, codebook.codes)
-    nulls = metrics.map_nulls(codebook.codes, codebook.grid, two, seed=NULL_SEED)
+    permutations = 199 if codebook.grid.nodes <= LARGEST_MAP else 39
+    nulls = metrics.map_nulls(codebook.codes, codebook.grid, two, permutations=permutations, seed=NULL_SEED)
     named = [(f"map/{MAP_NAMES[name]}", null) for name, null in nulls.items() if name in MAP_NAMES]
     return {key: value for name, null in named for key, value in beside_chance(name, null)}
 
@@ -218,9 +229,13 @@ def meaning_row(nodes: Tensor, brain: Tensor, cohort: Cohort, rows: Sequence[int
         known = torch.tensor(values, dtype=torch.float64)
         nulls[factor] = metrics.factor_information(nodes.flatten(1), known, brain.flatten(1), seed=NULL_SEED)
     row = {key: value for name, null in nulls.items() for key, value in beside_chance(f"locality/{name}", null)}
-    of_place = metrics.position_baseline(nodes, brain).flatten()
-    by_place = metrics.mutual_information(of_place[inside], tissue[inside], seed=NULL_SEED).value
-    return {"locality/same_node": metrics.same_node_share(nodes, brain), "locality/tissue_by_place": by_place, **row}
+    row["locality/same_node"] = metrics.same_node_share(nodes, brain)
+    if len(rows) > 1:
+        of_place = metrics.position_baseline(nodes, brain).flatten()
+        row["locality/tissue_by_place"] = metrics.mutual_information(
+            of_place[inside], tissue[inside], seed=NULL_SEED
+        ).value
+    return row
 
 
 def beside_chance(name: str, null: metrics.Null) -> list[tuple[str, float]]:

@@ -13,7 +13,7 @@ from scipy.spatial.distance import cdist
 from torch import Tensor
 
 from somvq.codebooks.averages import MovingAverages
-from somvq.codebooks.codebook import Codebook, homes_on_map, squared_distances, sums_by_node
+from somvq.codebooks.codebook import Care, Codebook, count_pairs, homes_on_map, squared_distances, sums_by_node, swaps
 from somvq.codebooks.estimators import ESTIMATORS, rotation
 from somvq.codebooks.grid import Grid, Neighbourhood
 from somvq.codebooks.psom import PSOM, neighbours_of_codes, sharpen
@@ -41,7 +41,7 @@ def codebook(request):
         "som": lambda: som(four, 32),
         "kohonen": lambda: kohonen(four, 32),
         "psom": lambda: psom(Grid(4, 4), 32),
-        "psom-soft": lambda: psom(Grid(4, 4), 32, assignment="soft", commitment=1.0),
+        "psom-soft": lambda: psom(Grid(4, 4), 32, assignment="soft", weights=THREE),
     }[request.param]()
 
 
@@ -72,9 +72,13 @@ def adjacency_by_hand(grid: Grid) -> NDArray:
     return matrix
 
 
+THREE = {"hardening": 1.0, "neighbours": 1.0, "commitment": 1.0}
+
+
 def psom(grid: Grid, channels: int = CHANNELS, alpha: float = ALPHA, seed: int = 0, **settings) -> PSOM:
     torch.manual_seed(seed)
-    return PSOM(Neighbourhood(grid), channels, alpha=alpha, beta=1.0, gamma=1.0, **settings)
+    weights = {"hardening": 1.0, "neighbours": 1.0}
+    return PSOM(Neighbourhood(grid), channels, alpha=alpha, **{"weights": weights, **settings})
 
 
 def som(neighbourhood: Neighbourhood, channels: int = CHANNELS, seed: int = 0, **settings) -> SOM:
@@ -418,7 +422,7 @@ def test_far_tokens_have_finite_losses_and_gradients(codebook):
 
 
 def test_the_mean_code_is_the_mean_of_all_by_share():
-    codebook, tokens = psom(Grid(3, 4), assignment="soft", commitment=1.0), some_tokens()
+    codebook, tokens = psom(Grid(3, 4), assignment="soft", weights=THREE), some_tokens()
     codes = codebook.codes.detach().numpy()
     expected = assign_by_hand(tokens.numpy(), codes, ALPHA) @ codes
     picked = codebook(tokens)
@@ -665,14 +669,14 @@ def test_the_smoothing_of_sizes_keeps_their_total_and_reaches_empty_nodes():
 
 def with_a_dead_code(kind: str, revive: int) -> tuple[Codebook, Tensor]:
     """A codebook of 9 nodes, of which the middle one is far from all tokens, and tokens of 3 scans."""
-    grid = Grid(3, 3, "rectangular")
+    grid, care = Grid(3, 3, "rectangular"), Care(revive=revive)
     centres = 4 * some_tokens(9, seed=6)
     tokens = (centres.repeat(30, 1) + 0.1 * some_tokens(270)).view(3, 90, CHANNELS)
     codebook = {
-        "vq": lambda: vq(grid, revive=revive),
-        "kohonen": lambda: kohonen(Neighbourhood(grid), revive=revive),
-        "som": lambda: som(Neighbourhood(grid), revive=revive),
-        "psom": lambda: psom(grid, revive=revive),
+        "vq": lambda: vq(grid, care=care),
+        "kohonen": lambda: kohonen(Neighbourhood(grid), care=care),
+        "som": lambda: som(Neighbourhood(grid), care=care),
+        "psom": lambda: psom(grid, care=care),
     }[kind]()
     centres[4] = 1000.0
     codebook.place(centres)
@@ -755,3 +759,100 @@ def test_the_psoms_neighbour_term_takes_a_neighbourhood_of_any_kind():
         total -= float(s[i, j]) * weights[j, e] * math.log(float(of_codes[i, e])) / TOKENS
     term = neighbours_of_codes(s.log(), of_codes.log(), neighbourhood.others)
     assert float(term) == pytest.approx(total, rel=1e-5)
+
+
+# swaps
+
+
+def sheet_of_tokens(grid: Grid, seed: int) -> tuple[Tensor, Tensor]:
+    """Codes of a perfect map of `grid` in a plane, and tokens between each code and its neighbours."""
+    row, column = torch.arange(grid.nodes) // grid.width, torch.arange(grid.nodes) % grid.width
+    codes = torch.stack([row, column], 1).float()
+    generator = torch.Generator().manual_seed(seed)
+    pairs = grid.edges.repeat(20, 1)
+    share = 0.2 + 0.6 * torch.rand(len(pairs), 1, generator=generator)
+    return codes, share * codes[pairs[:, 0]] + (1 - share) * codes[pairs[:, 1]]
+
+
+def test_pairs_are_counted_as_a_loop_counts_them():
+    tokens, codes = some_tokens(60, seed=1).view(3, 20, CHANNELS), some_tokens(7, seed=2)
+    expected = np.zeros((7, 7))
+    for token in tokens.flatten(0, 1):
+        first, second = (codes - token).norm(dim=1).argsort()[:2].tolist()
+        expected[first, second] += 1
+        expected[second, first] += 1
+    np.testing.assert_array_equal(count_pairs(tokens, codes), expected)
+
+
+def test_swaps_put_two_codes_that_changed_places_back():
+    grid = Grid(5, 6, "rectangular")
+    codes, tokens = sheet_of_tokens(grid, 0)
+    order = torch.arange(30)
+    order[[3, 22]] = order[[22, 3]]
+    assert swaps(count_pairs(tokens[None], codes[order]), grid.adjacency.numpy()).tolist() == order.tolist()
+    assert swaps(count_pairs(tokens[None], codes), grid.adjacency.numpy()).tolist() == list(range(30))
+
+
+def test_swaps_only_ever_make_more_pairs_neighbours_and_stop_where_no_swap_would():
+    grid = Grid(6, 6, "rectangular")
+    codes, tokens = sheet_of_tokens(grid, 0)
+    adjacency = grid.adjacency.double().numpy()
+    for seed in range(3):
+        codes = codes[torch.randperm(36, generator=torch.Generator().manual_seed(seed))]
+        pairs = count_pairs(tokens[None], codes)
+        order = swaps(pairs, grid.adjacency.numpy()).numpy()
+        assert sorted(order) == list(range(36))
+        ordered = pairs[np.ix_(order, order)]
+        reached = (adjacency * ordered).sum()
+        assert reached > 1.5 * (adjacency * pairs).sum()
+        for a in range(36):
+            for b in range(a):
+                swapped = np.arange(36)
+                swapped[[a, b]] = swapped[[b, a]]
+                assert (adjacency * ordered[np.ix_(swapped, swapped)]).sum() <= reached
+
+
+@pytest.mark.parametrize("kind", ["kohonen", "som", "psom"])
+def test_swapped_codes_keep_what_is_theirs_and_nothing_but_the_map_changes(kind):
+    grid = Grid(4, 4)
+    make = {"kohonen": kohonen, "som": som, "psom": lambda _, **settings: psom(grid, **settings)}[kind]
+    codebook, tokens = make(Neighbourhood(grid), care=Care(swap=True)), some_tokens(300, seed=5).view(3, 100, CHANNELS)
+    if kind == "kohonen":
+        codebook.averages.sizes.copy_(torch.arange(16) + 1.0)
+        codebook.averages.sums.copy_(codebook.codes * (torch.arange(16) + 1.0)[:, None])
+    before = codebook.codes.detach().clone()
+    hits = torch.bincount(codebook.nearest(tokens.flatten(0, 1)), minlength=16)
+    codebook.start_epoch(tokens, 0.0)
+    after = codebook.codes.detach()
+    order = [int((before == code).all(1).nonzero()) for code in after]
+    assert sorted(order) == list(range(16))
+    assert order != list(range(16))
+    assert torch.equal(torch.bincount(codebook.nearest(tokens.flatten(0, 1)), minlength=16), hits[order])
+    if kind == "kohonen":
+        assert codebook.averages.sizes.tolist() == [number + 1.0 for number in order]
+        torch.testing.assert_close(codebook.averages.sums / codebook.averages.sizes[:, None], after)
+
+
+@pytest.mark.parametrize("kind", ["kohonen", "som", "psom"])
+def test_codes_stay_at_their_nodes_unless_swaps_are_asked_for(kind):
+    grid = Grid(4, 4)
+    make = {"kohonen": kohonen, "som": som, "psom": lambda _: psom(grid)}[kind]
+    codebook, before = make(Neighbourhood(grid)), None
+    before = codebook.codes.detach().clone()
+    codebook.start_epoch(some_tokens(300, seed=5).view(3, 100, CHANNELS), 0.0)
+    assert torch.equal(codebook.codes.detach(), before)
+
+
+def test_a_psom_holds_its_map_in_order_by_the_soms_own_term():
+    grid, tokens = Grid(4, 4), some_tokens(50)
+    weights = {"hardening": 1.0, "neighbours": 1.0, "order": 0.5}
+    codebook = psom(grid, weights=weights)
+    codebook.start_epoch(tokens[None], 0.0)
+    tokens.requires_grad_()
+    picked = codebook(tokens, None)
+    expected = neighbour_term(tokens.detach(), picked.nodes, codebook.codes, Neighbourhood(grid).with_self)
+    assert float(picked.losses["order"].detach()) == pytest.approx(float(expected.detach()))
+    picked.losses["order"].backward()
+    assert tokens.grad is None
+    assert codebook.codes.grad.any()
+    assert set(psom(grid)(tokens, None).losses) == {"hardening", "neighbours"}

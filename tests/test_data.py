@@ -431,6 +431,15 @@ def test_the_prepared_cohort_says_where_its_scans_are_no_padding(folder, caches)
         assert np.ptp(outside) == 0
 
 
+def test_brain_is_the_same_whatever_fills_the_padding(folder, caches):
+    by_background, by_mean = (prepare(folder, caches, padding=p, shape=(64, 64, 64)) for p in ("background", "mean"))
+    for row, scan in enumerate(by_mean.index.scans):
+        (x0, x1), (y0, y1), (z0, z1) = scan.box
+        brain = by_mean.brain(row)
+        assert brain.sum() == brain[x0:x1, y0:y1, z0:z1].sum(), "the frame is brighter than the background"
+        assert brain.sum() == pytest.approx(by_background.brain(row).sum(), rel=0.05)
+
+
 def test_a_token_knows_how_much_of_it_is_brain(folder, caches):
     cohort = prepare(folder, caches)
     shares = cohort.share_of_brain([0, 1])

@@ -535,18 +535,34 @@ def test_corrected_averages_keep_every_code_of_kmeans():
     assert longest.max() < 10
 
 
-def test_a_code_revived_is_forgotten_by_the_published_averages_and_kept_by_the_corrected_ones():
+def test_a_code_placed_is_forgotten_by_the_published_averages_and_kept_by_the_corrected_ones():
     kept = {}
     for reading in READINGS:
-        vq = codebook("vqvae", reading, revive=1)
+        vq = codebook("vqvae", reading)
         vq(some_tokens())
-        vq.place(torch.cat([some_tokens(8, seed=5), torch.full((1, 32), 900.0)]))
-        vq.start_epoch(some_tokens()[None], 0.0)
-        home = vq.codes[8].clone()
-        assert home.norm() < 20
+        placed = some_tokens(9, seed=5)
+        vq.place(placed)
         vq(some_tokens())
-        kept[reading] = float((vq.codes[8] - home).norm())
-    assert kept["corrected"] < 1 < kept["published"]
+        kept[reading] = float((vq.codes - placed).norm(dim=1).max())
+    assert kept["corrected"] < 5 < kept["published"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "reached"),
+    [
+        ({"model": "vqvae", "gamma_q": 0.5}, {"encoder", "decoder"}),
+        ({"model": "vqvae", "gamma_q": 0.5, "update": "gradient", "estimator": "direct"}, {"decoder", "codes"}),
+        ({"model": "som", "update": "ema"}, {"encoder", "decoder"}),
+        ({"model": "som"}, {"decoder", "codes"}),
+    ],
+)
+def test_eq_2_whatever_learns_from_what_is_decoded_from_codes_is_never_the_decoder_alone(settings, reached):
+    model, scans = built(run(**settings, grid="3x3")), some_scans()
+    model(scans).losses["reconstruction_q"].backward()
+    found = {part for part, weights in (("encoder", model.body.encoder), ("decoder", model.body.decoder))
+             if any(p.grad is not None and p.grad.any() for p in weights.parameters())}  # fmt: skip
+    codes = model.codebook.codes
+    assert found | ({"codes"} if codes.grad is not None and codes.grad.any() else set()) == reached
 
 
 # initialisers

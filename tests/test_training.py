@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from somvq.checkpoints import load_checkpoint, save_checkpoint
-from somvq.config import CohortSettings, RunConfig
+from somvq.config import CohortSettings, RunConfig, batch_size
 from somvq.data.cache import prepare_cohort
 from somvq.data.cohort import Cohort
 from somvq.errors import RunError
 from somvq.runs import METRICS, Run, RunRecord, why_not_measured
-from somvq.training import Diverged, Interrupted, batch_size, fit, share_of_rate
+from somvq.training import Diverged, Interrupted, fit, share_of_rate
 from somvq.validation import mean_image_baseline
 
 
@@ -68,9 +68,16 @@ def states_are_equal(one: Run, other: Run) -> bool:
 
 RESUMED: dict[str, dict[str, object]] = {  # between them, all that a codebook or a schedule carries along
     "psom": {"init": "random"},
-    "psom from a map": {"init": "ae-som", "gamma_q": 0.2, "beta_som": 0.1, "schedule": "cosine", "revive": 2},
+    "psom from a map": {
+        "init": "ae-som",
+        "gamma_q": 0.2,
+        "beta_som": 0.1,
+        "schedule": "cosine",
+        "revive": 2,
+        "swap": "each-epoch",
+    },
     "vqvae": {"model": "vqvae", "revive": 3, "latent": "continuous"},
-    "kohonen": {"model": "som", "update": "ema", "neighbours": 8},
+    "kohonen": {"model": "som", "update": "ema", "neighbours": 8, "swap": "each-epoch"},
     "soft som": {"model": "som", "neighbours": "gaussian", "estimator": "rotation", "skip": "concatenate"},
     "published vae": {"model": "vae", "reading": "published"},
     "published psom": {"model": "psom", "reading": "published"},

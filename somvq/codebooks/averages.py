@@ -57,6 +57,13 @@ class MovingAverages(nn.Module):
             self.sums[nodes] = codes
 
     @torch.no_grad()
+    def reorder(self, order: Tensor) -> None:
+        """Node k has what node `order[k]` had."""
+        order = order.to(self.sizes.device)
+        self.sizes.copy_(self.sizes[order])
+        self.sums.copy_(self.sums[order])
+
+    @torch.no_grad()
     def update(self, hits_K: Tensor, sums_KC: Tensor) -> Tensor:
         """The codes (K, C) after one batch with `hits_K` tokens of sum `sums_KC` at each node."""
         self.sizes.lerp_(hits_K, 1 - DECAY)

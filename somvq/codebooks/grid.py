@@ -3,15 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from somvq.config import Neighbours, Topology
 from somvq.readings import Choice, Difference, Reading
 
-Topology = Literal["rectangular", "toroidal"]
-Neighbours = Literal[4, 8, "gaussian"]
 FIRST_TEMPERATURE, LAST_TEMPERATURE = 1.0, 0.1  # of a Gaussian neighbourhood that shrinks: LSOR's
 
 
@@ -117,6 +115,13 @@ class Neighbourhood(nn.Module):
             variance = self.grid.nodes * temperature**2
             weights = torch.exp(-self.grid.distances.float().square() / (2 * variance))
             self.others.copy_(weights.fill_diagonal_(0))
+
+    @property
+    def like_four(self) -> Tensor:
+        """`others`; those of a Gaussian scaled to weigh as much as four neighbours, whatever its width."""
+        if self.kind != "gaussian":
+            return self.others
+        return self.others * (4 / self.others.sum(1, keepdim=True))
 
     @property
     def with_self(self) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from somvq.codebooks.codebook import Codebook, Picked, full_precision, homes_on_map, squared_distances
+from somvq.codebooks.codebook import NO_CARE, Care, OnMap, Picked, full_precision, squared_distances
 from somvq.codebooks.grid import Neighbourhood
 from somvq.codebooks.som import neighbour_term
 from somvq.codebooks.vq import commitment as distance_to_codes
@@ -72,7 +72,7 @@ SMOOTHING: Difference[Callable[[Tensor, Tensor, Tensor], Tensor]] = Difference(
 )
 
 
-class PSOM(Codebook):
+class PSOM(OnMap):
     """Codes on a map; every token belongs to every node, by Student's t.
 
     The paper's PSOM decodes tokens alone, so nothing but its two terms tells the codes where tokens are. With an
@@ -82,29 +82,20 @@ class PSOM(Codebook):
         neighbourhood: the map, and N(j).
         channels: of a code (C).
         alpha: degrees of freedom; the smaller, the heavier the tails of the assignment.
-        beta: weight of the neighbour term.
-        gamma: weight of the cluster hardening.
-        beta_som: weight of the SOM's own neighbour term (eq. 3), which moves codes to their neighbours' tokens;
-            eq. 5 is without, and its own neighbour term did not keep a map in order whose codes are decoded.
-        commitment: weight of the commitment; none where nothing is decoded from codes.
+        weights: of "hardening" (gamma) and "neighbours" (beta); of "order" where the SOM's own neighbour term (eq. 3),
+            which moves codes to their neighbours' tokens, is beside eq. 5; of "commitment" where codes are decoded.
         assignment: whether each token's nearest code is decoded (hard) or the mean of all by s (soft).
-        revive: see Codebook.
+        care: of codes, as an epoch begins.
         reading: of eq. 3b, 4 and 5.
     """
 
     frequency: Tensor
 
     def __init__(
-        self, neighbourhood: Neighbourhood, channels: int, *, alpha: float, beta: float, gamma: float,
-        beta_som: float = 0.0, commitment: float | None = None, assignment: Literal["hard", "soft"] = "hard",
-        revive: int = 0, reading: Reading = "corrected",
+        self, neighbourhood: Neighbourhood, channels: int, *, alpha: float, weights: dict[str, float],
+        assignment: Literal["hard", "soft"] = "hard", care: Care = NO_CARE, reading: Reading = "corrected",
     ):  # fmt: skip
-        terms = {"hardening": gamma, "neighbours": beta}
-        if beta_som:
-            terms["order"] = beta_som
-        if commitment is not None:
-            terms["commitment"] = commitment
-        super().__init__(neighbourhood.grid, channels, weights=terms, revive=revive)
+        super().__init__(neighbourhood.grid, channels, weights=weights, care=care)
         self.neighbourhood, self.alpha, self.reading = neighbourhood, alpha, reading
         self.assignment = assignment
         self.codes = nn.Parameter(torch.randn(self.grid.nodes, channels))
@@ -115,14 +106,13 @@ class PSOM(Codebook):
     @property
     def wants_tokens(self) -> bool:
         """Its target is made of them."""
-        return self.revive > 0 or TARGET_OF_EPOCH.of(self.reading)
+        return super().wants_tokens or TARGET_OF_EPOCH.of(self.reading)
 
     def start_epoch(self, tokens_MTC: Tensor | None, progress: float) -> None:
-        """Also shrinks the neighbourhood, and fixes the target distribution for an epoch (T-DPSOM).
+        """Also fixes the target distribution for an epoch (T-DPSOM).
 
         What decides the target is kept, not the target itself, which is K / C times as large.
         """
-        self.neighbourhood.shrink(progress)
         super().start_epoch(tokens_MTC, progress)
         if tokens_MTC is not None and TARGET_OF_EPOCH.of(self.reading):
             frequency = torch.zeros_like(self.frequency)
@@ -152,7 +142,7 @@ class PSOM(Codebook):
         log_s_of_codes_NK = self.log_assign(tokens_NC.detach(), self.codes)
         losses = {
             "hardening": HARDENING.of(self.reading)(self.target(log_s_NK.exp(), rows), log_s_NK),
-            "neighbours": SMOOTHING.of(self.reading)(log_s_NK, log_s_of_codes_NK, self.neighbourhood.others),
+            "neighbours": SMOOTHING.of(self.reading)(log_s_NK, log_s_of_codes_NK, self.neighbourhood.like_four),
         }
         nodes = log_s_NK.detach().argmax(1)
         soft = self.assignment == "soft"
@@ -179,10 +169,6 @@ class PSOM(Codebook):
         """The mean of all codes by each token's s, (N, C)."""
         with full_precision(log_s_NK):
             return log_s_NK.exp() @ self.codes
-
-    def homes(self, dead: Tensor, tokens_NC: Tensor) -> Tensor:
-        """Where `dead` nodes go: among their neighbours."""
-        return homes_on_map(self.neighbourhood.others, self.codes.detach(), dead, tokens_NC)
 
 
 def sharpen(s_NK: Tensor, frequency_K: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from somvq.codebooks.codebook import Picked, full_precision, homes_on_map, sums_by_node
+from somvq.codebooks.codebook import NO_CARE, Care, OnMap, Picked, full_precision, sums_by_node
 from somvq.codebooks.grid import Neighbourhood
 from somvq.codebooks.vq import VQ, commitment
 from somvq.readings import Choice, Difference, Reading
@@ -31,7 +31,7 @@ ATTRACTION: Difference[Callable[[Tensor, Tensor], dict[str, Tensor]]] = Differen
 )  # fmt: skip
 
 
-class SOM(VQ):
+class SOM(OnMap, VQ):
     """Codes on a map. With `alpha` and `beta` they learn by gradient, with neither as a Kohonen-VAE's, by averages.
 
     A Kohonen-VAE's averages (Irie et al. 2024) take in the neighbours' tokens too, 4 or 8 neighbours with a weight that
@@ -43,7 +43,7 @@ class SOM(VQ):
         alpha: weight of the codebook term (published: of the one term that moves both); none: averages.
         beta: weight of the neighbour term; none with averages.
         commitment: weight of the commitment; none where `alpha` moves both.
-        revive: see Codebook.
+        care: of codes, as an epoch begins.
         reading: of eq. 3, and how averages start.
     """
 
@@ -51,20 +51,15 @@ class SOM(VQ):
 
     def __init__(
         self, neighbourhood: Neighbourhood, channels: int, *, alpha: float | None, beta: float | None,
-        commitment: float | None, revive: int = 0, reading: Reading = "corrected",
+        commitment: float | None, care: Care = NO_CARE, reading: Reading = "corrected",
     ):  # fmt: skip
-        super().__init__(neighbourhood.grid, channels, alpha=alpha, beta=0.0, revive=revive, reading=reading)
+        super().__init__(neighbourhood.grid, channels, alpha=alpha, beta=0.0, care=care, reading=reading)
         self.neighbourhood, self.reading = neighbourhood, reading
         given = {"codebook": alpha, "commitment": commitment, "neighbours": beta}
         if alpha is not None and ATTRACTION.of(reading) is both_at_once:
             given = {"commitment": alpha, "neighbours": beta}
         self.weights = {name: weight for name, weight in given.items() if weight is not None}
         self.register_buffer("step", torch.zeros(()))  # of the averages
-
-    def start_epoch(self, tokens_MTC: Tensor | None, progress: float) -> None:
-        """Also shrinks the neighbourhood."""
-        self.neighbourhood.shrink(progress)
-        super().start_epoch(tokens_MTC, progress)
 
     def forward(self, tokens_NC: Tensor, rows: Tensor | None = None) -> Picked:
         """The nearest codes, with the terms of eq. 3."""
@@ -83,10 +78,6 @@ class SOM(VQ):
         self.step += 1
         with full_precision(hits_K):
             return hits_K + others.T @ hits_K, sums_KC + others.T @ sums_KC
-
-    def homes(self, dead: Tensor, tokens_NC: Tensor) -> Tensor:
-        """Where `dead` nodes go: among their neighbours."""
-        return homes_on_map(self.neighbourhood.others, self.codes.detach(), dead, tokens_NC)
 
 
 def neighbour_term(tokens_NC: Tensor, nodes: Tensor, codes_KC: Tensor, weights_KK: Tensor) -> Tensor:

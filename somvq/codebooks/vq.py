@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from somvq.codebooks.averages import MovingAverages
-from somvq.codebooks.codebook import Codebook, Picked, sums_by_node
+from somvq.codebooks.codebook import NO_CARE, Care, Codebook, Picked, sums_by_node
 from somvq.codebooks.grid import Grid
 from somvq.readings import Reading
 
@@ -18,16 +18,16 @@ class VQ(Codebook):
         channels: of a code.
         alpha: weight of the codebook term; none: codes are moving averages, as in the paper's code.
         beta: weight of the commitment.
-        revive: see Codebook.
+        care: of codes, as an epoch begins.
         reading: how moving averages start.
     """
 
     def __init__(
-        self, grid: Grid, channels: int, *, alpha: float | None, beta: float, revive: int = 0,
+        self, grid: Grid, channels: int, *, alpha: float | None, beta: float, care: Care = NO_CARE,
         reading: Reading = "corrected",
     ):  # fmt: skip
         terms = {"commitment": beta} if alpha is None else {"codebook": alpha, "commitment": beta}
-        super().__init__(grid, channels, weights=terms, revive=revive)
+        super().__init__(grid, channels, weights=terms, care=care)
         codes = torch.randn(grid.nodes, channels)
         self.averages = MovingAverages(codes, reading) if alpha is None else None
         if self.averages is None:
@@ -60,6 +60,13 @@ class VQ(Codebook):
     def place(self, codes_KC: Tensor) -> None:
         """Puts the codes where an initialiser wants them, and their averages with them."""
         self.move(torch.arange(self.grid.nodes, device=self.codes.device), codes_KC.to(self.codes.device))
+
+    @torch.no_grad()
+    def reorder(self, order: Tensor) -> None:
+        """Gives node k the code that node `order[k]` has, and its averages."""
+        super().reorder(order)
+        if self.averages is not None:
+            self.averages.reorder(order)
 
     def move(self, nodes: Tensor, codes: Tensor) -> None:
         """Puts the codes of `nodes` elsewhere, and their averages with them."""

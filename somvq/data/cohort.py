@@ -82,8 +82,11 @@ class Cohort:
         return np.asarray(self.volumes[list(rows)], np.float32)[:, None]
 
     def brain(self, row: int) -> npt.NDArray[np.bool_]:
-        """Where scan `row` is brain, (X, Y, Z)."""
-        return brighter_than_background(np.asarray(self.volumes[row], np.float32))
+        """Where scan `row` is brain, (X, Y, Z); never in its padding, whatever fills that."""
+        own = tuple(slice(*side) for side in self.index.scans[row].box)
+        inside = np.zeros(self.index.shape, np.bool_)
+        inside[own] = brighter_than_background(np.asarray(self.volumes[row][own], np.float32))
+        return inside
 
     def share_of_brain(self, rows: Sequence[int]) -> npt.NDArray[np.float32]:
         """How much of each token's block of voxels is brain, (B, x, y, z), 0 to 1."""

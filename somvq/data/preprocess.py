@@ -353,10 +353,13 @@ def pad_with_mean(scan: Scan, shape: Shape) -> Fitted:
 
 PADDING: dict[str, Callable[[Scan, Shape], Fitted]] = {"background": pad_with_background, "mean": pad_with_mean}
 PADDING_OF: Difference[str] = Difference(
-    "Padding and z-scores (setting `padding` of a cohort)",
+    "Padding and z-scores (the cohort's; not of a run)",
     "padded, then z-normalised",
-    Choice("z-scores first, then padded with 0: the frame is brighter than the background (`mean`)", "mean"),
-    Choice("padded with the scan's own background round its brain, then z-scores (`background`)", "background"),
+    Choice(
+        "z-scores first, then padded with 0: the frame is brighter than the background (only with --padding mean)",
+        "mean",
+    ),
+    Choice("padded with the scan's own background round its brain, then z-scores (--padding background)", "background"),
 )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from somvq.codebooks.codebook import Care
 from somvq.codebooks.estimators import ESTIMATORS
 from somvq.codebooks.grid import Grid, Neighbourhood
 from somvq.codebooks.psom import PSOM
@@ -37,24 +38,32 @@ def build_body(config: RunConfig) -> AE:
 def build_vq(config: RunConfig) -> DiscreteAE:
     """Any number of codes, in no order."""
     codes = VQ(Grid(*config.grid_shape), CHANNELS, alpha=config.alpha, beta=given(config, "beta"),
-               revive=given(config, "revive"), reading=config.reading)  # fmt: skip
+               care=care(config), reading=config.reading)  # fmt: skip
     return discrete(config, codes)
 
 
 def build_som(config: RunConfig) -> DiscreteAE:
     """Codes on a map; each token belongs to its nearest."""
     codes = SOM(neighbourhood(config), CHANNELS, alpha=config.alpha, beta=config.beta, commitment=config.commitment,
-                revive=given(config, "revive"), reading=config.reading)  # fmt: skip
+                care=care(config), reading=config.reading)  # fmt: skip
     return discrete(config, codes)
 
 
 def build_psom(config: RunConfig) -> DiscreteAE:
     """Codes on a map; each token belongs to all."""
-    terms = {name: given(config, name) for name in ("alpha", "beta", "gamma", "revive")}
-    terms["beta_som"] = config.beta_som or 0.0
+    weights = {"hardening": given(config, "gamma"), "neighbours": given(config, "beta")}
+    if config.beta_som:
+        weights["order"] = config.beta_som
     if config.gamma_q:
-        terms |= {"commitment": given(config, "commitment"), "assignment": config.assignment}
-    return discrete(config, PSOM(neighbourhood(config), CHANNELS, reading=config.reading, **terms))
+        weights["commitment"] = given(config, "commitment")
+    codes = PSOM(neighbourhood(config), CHANNELS, alpha=given(config, "alpha"), weights=weights,
+                 assignment=config.assignment or "hard", care=care(config), reading=config.reading)  # fmt: skip
+    return discrete(config, codes)
+
+
+def care(config: RunConfig) -> Care:
+    """What is done to codes as an epoch begins."""
+    return Care(revive=config.revive or 0, swap=config.swap == "each-epoch")
 
 
 def neighbourhood(config: RunConfig) -> Neighbourhood:

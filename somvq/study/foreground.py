@@ -5,7 +5,6 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from somvq.config import CODES, ENCODER_STRIDE, CohortSettings
+from somvq.config import CODES, ENCODER_STRIDE, CohortSettings, RunConfig, batch_size
 from somvq.data.cache import OnScan, prepare_cohort
 from somvq.data.cohort import Cohort
 from somvq.data.demo import make_demo_cohort
@@ -77,16 +76,18 @@ def open_study(
 
 def refuse_too_large_maps(sweep: Sweep, cohort: Cohort) -> None:
     """Codes that start from tokens need at least as many tokens as nodes."""
-    parts = [{name: p.samples for name, p in sweep.parameters.items()}]
-    parts += [{name: (value,) for name, value in row.items()} for row in sweep.rows.values()]
-    samples = {name: [value for part in parts for value in part.get(name, ())] for name in ("init", "grid")}
-    tokens = len(cohort.rows["train"]) * math.prod(side // ENCODER_STRIDE for side in cohort.index.shape)
-    for init, grid in product(samples["init"], samples["grid"] or ["16x16"]):
-        height, width = (int(side) for side in str(grid).split("x"))
-        if CODES.search(str(init)) and height * width > tokens:
-            have = f"the {tokens} tokens of this training set"
+    tokens_of_scan = math.prod(side // ENCODER_STRIDE for side in cohort.index.shape)
+    train = len(cohort.rows["train"])
+    for _, settings in sweep.choices():
+        config = RunConfig(**settings)
+        if not CODES.search(config.init):
+            continue
+        one_batch = "kmeans" in config.init and config.reading == "published"
+        tokens = tokens_of_scan * (batch_size(config.batch_size, train) if one_batch else train)
+        if math.prod(config.grid_shape) > tokens:
+            have = f"the {tokens} tokens of {'one batch' if one_batch else 'this training set'}"
             raise DefinitionError(
-                f"grid {grid} has more nodes than {have}, where init {init} starts; take a smaller one"
+                f"grid {config.grid} has more nodes than {have}, where init {config.init} starts; take a smaller one"
             )
 
 

@@ -42,6 +42,8 @@ def override(sweep: Sweep, settings: Mapping[str, Any]) -> Sweep:
     for name, value in settings.items():
         if isinstance(value, bool) or not isinstance(value, int | float | str):
             raise DefinitionError(f"--set {name}: give one value, not {value!r}")
+        if name == "seed":
+            raise DefinitionError(f"--set seed={value}: each trial has a seed of its own, from --seed {value}")
         parameters[name] = {"value": value}
     rows = {row: {k: v for k, v in said.items() if k not in settings} for row, said in sweep.rows.items()}
     try:
@@ -50,7 +52,11 @@ def override(sweep: Sweep, settings: Mapping[str, Any]) -> Sweep:
         problem: Any = error.errors()[0]
         parameter = problem["loc"][1] if problem["loc"][:1] == ("parameters",) and len(problem["loc"]) > 1 else ""
         name = problem.get("ctx", {}).get("at", "") or parameter
-        raise DefinitionError(f"--set{' ' + name if name else ''}: {plain(problem)}") from error
+        told = plain(problem)
+        idle = told.removeprefix("parameters: ").split()[0]
+        if idle in sweep.parameters and idle not in settings:
+            told += f"; the sweep file says {idle}: copy it, and take that line out"
+        raise DefinitionError(f"--set{' ' + name if name else ''}: {told}") from error
 
 
 def refuse_another_space(study: str, had: Sweep, has: Sweep) -> None:
