@@ -14,7 +14,24 @@ from somvq.study.samplers import SAMPLERS
 from somvq.study.space import override
 
 ROOT = Path(__file__).parents[1]
-PSOM = (ROOT / "sweeps" / "psom.yaml").read_text()
+PSOM = """# How hard the PSOM-VAE assigns tokens to nodes (gamma), how smooth its map is (beta),
+# what shape the map has and where its codes start. README.md in this folder says what each key means.
+method: bayes                                   # Optuna's TPE; also: random, grid
+metric: {name: val/ssim, goal: maximize}        # at a trial's last epoch
+run_cap: 50                                     # trials, where --trials says nothing
+parameters:
+  model: {value: psom}
+  init: {values: [ae-som, ae-kmeans, ae, random]}
+  topology: {values: [toroidal, rectangular]}
+  grid: {value: 16x16}
+  alpha: {min: 1.0, max: 30.0}                                              # degrees of freedom
+  beta: {min: 1.0e-3, max: 1.0e-1, distribution: log_uniform_values}        # around DPSOM's 80 : 1 of gamma to beta
+  gamma: {min: 5.0e-2, max: 5.0, distribution: log_uniform_values}          # see README.md
+  epochs: {value: 40}                           # the paper: 800; --set epochs=800
+  ae_epochs: {value: 80}                        # of the auto-encoder that a study trains once; the paper: 200
+  learning_rate: {value: 0.005}
+  batch_size: {value: 32}
+"""
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "sweeps").glob("*.yaml")), ids=lambda file: file.stem)

@@ -4,6 +4,7 @@
 # All of it keeps float32, under autocast too: the distance is a small difference of large squares, and in bfloat16's
 # 8 bits one token in six was nearest to another code (tokens of mean 3 and spread 1, 256 codes).
 
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import numpy as np
@@ -39,7 +40,7 @@ class Picked(NamedTuple):
     soft: bool = False  # whether `codes` are means of many codes
 
 
-class Codebook(nn.Module):
+class Codebook(nn.Module, ABC):
     """Codes (K, C), laid out on `grid`; a VQ-VAE's only to be drawn.
 
     Args:
@@ -67,9 +68,9 @@ class Codebook(nn.Module):
         if tokens_MTC is not None and self.care.swap:
             self.reorder(swaps(count_pairs(tokens_MTC, self.codes), self.grid.adjacency.numpy()))
 
-    def forward(self, tokens_NC: Tensor, rows: Tensor | None) -> Picked:
+    @abstractmethod
+    def forward(self, tokens_NC: Tensor, rows: Tensor | None = None) -> Picked:
         """Codes and losses of tokens; `rows` are their scans' places in the training set, none when validating."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def nearest(self, tokens_NC: Tensor) -> Tensor:
