@@ -856,3 +856,12 @@ def test_a_psom_holds_its_map_in_order_by_the_soms_own_term():
     assert tokens.grad is None
     assert codebook.codes.grad.any()
     assert set(psom(grid)(tokens, None).losses) == {"hardening", "neighbours"}
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("grid", [Grid(5, 7), Grid(5, 7, "rectangular")])
+def test_a_gaussian_neighbourhood_weighs_as_much_as_four_neighbours_in_eq_5(grid, progress):
+    neighbourhood = Neighbourhood(grid, "gaussian")
+    neighbourhood.shrink(progress)
+    torch.testing.assert_close(neighbourhood.like_four.sum(1), torch.full((35,), 4.0))
+    assert torch.equal(Neighbourhood(grid, 8).like_four, grid.adjacency_8)
