@@ -36,29 +36,30 @@ SETTINGS = {
 
 def step_of(model: Model, scans: Tensor) -> Callable[[], None]:
     """A training step of `model`."""
-    optimiser = torch.optim.Adam(model.parameters(), 0.005)
     rows = torch.arange(len(scans))
     model.train().start_epoch([scans])
-
-    def step() -> None:
-        loss = objective(model, model(scans, rows).losses)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-
-    return step
+    return descend(model, lambda: objective(model, model(scans, rows).losses))
 
 
 def step_twice(scans: Tensor) -> Callable[[], None]:
     """A training step of an auto-encoder with two reconstructions."""
     model = build_model(RunConfig(model="ae"))
+
+    def loss() -> Tensor:
+        z = model.encoder(scans)
+        return sum(torch.nn.functional.mse_loss(model.decoder(z), scans) for _ in range(2))
+
+    return descend(model, loss)
+
+
+def descend(model: Model, loss: Callable[[], Tensor]) -> Callable[[], None]:
+    """One step of Adam down `loss`."""
     optimiser = torch.optim.Adam(model.parameters(), 0.005)
 
     def step() -> None:
-        z = model.encoder(scans)
-        loss = sum(torch.nn.functional.mse_loss(model.decoder(z), scans) for _ in range(2))
+        value = loss()
         optimiser.zero_grad()
-        loss.backward()
+        value.backward()
         optimiser.step()
 
     return step

@@ -24,17 +24,7 @@ from somvq.runs import Row
 TOKENS_AT_ONCE = 4096  # where a matrix of tokens and nodes is made
 LARGEST_MAP = 1024  # nodes up to which 199 permutations take seconds; of larger maps there are 39
 NULL_SEED = 0  # of permutations: the same for all runs, so that they differ by their maps alone
-MAP_NAMES = {  # of metrics.map_nulls, as METRICS has them
-    "neighbour_correlation": "neighbour_r",
-    "neighbour_correlation_raw": "neighbour_r_raw",
-    "morans_i": "morans_i",
-    "morans_i_published": "morans_i_published",
-    "trustworthiness": "trustworthiness",
-    "topographic_product": "topographic_product",
-    "topographic_violation": "topographic_violation",
-    "topographic_error": "topographic_error",
-    "topographic_error_8": "topographic_error_8",
-}
+SHORTER = {"neighbour_correlation": "neighbour_r", "neighbour_correlation_raw": "neighbour_r_raw"}  # in METRICS
 
 
 class Validation(NamedTuple):
@@ -108,13 +98,14 @@ def codebook_row(model: DiscreteAE, tokens: Tensor, nodes: Tensor, hits: Tensor)
     codebook, grid = model.codebook, model.codebook.grid
     codes = codebook.codes.detach()
     used = metrics.codes_used(hits)
+    apart, nearest_two = metrics.nearest_two(tokens, codes)
     row = {
         "codebook/used": used,
         "codebook/used_share": used / grid.nodes,
         "codebook/dead": metrics.dead_codes(hits),
         "codebook/used_per_scan": float(metrics.codes_per_scan(nodes.flatten(1), grid.nodes).float().mean()),
         "codebook/perplexity": metrics.perplexity(hits),
-        "codebook/quantisation_error": metrics.relative_quantisation_error(tokens, codes),
+        "codebook/quantisation_error": metrics.relative_error(tokens, apart[:, 0]),
         "codebook/mixing": metrics.mixing(tokens, codes),
         "codebook/norm_ratio": metrics.norm_ratio(tokens, codes),
     }
@@ -122,7 +113,6 @@ def codebook_row(model: DiscreteAE, tokens: Tensor, nodes: Tensor, hits: Tensor)
         parts = [metrics.assignment_entropy(codebook.assign(part)) * len(part) for part in tokens.split(TOKENS_AT_ONCE)]
         row["codebook/entropy"] = sum(parts) / len(tokens)
     if isinstance(codebook, PSOM | SOM):
-        _, nearest_two = metrics.nearest_two(tokens, codes)
         row |= {
             "map/neighbour_r": metrics.neighbour_correlation(codes, grid, centred=True),
             "map/neighbour_r_raw": metrics.neighbour_correlation(codes, grid, centred=False),
@@ -202,8 +192,11 @@ def map_row(model: DiscreteAE, tokens: Tensor) -> Row:
     _, two = metrics.nearest_two(tokens, codebook.codes)
     permutations = 199 if codebook.grid.nodes <= LARGEST_MAP else 39
     nulls = metrics.map_nulls(codebook.codes, codebook.grid, two, permutations=permutations, seed=NULL_SEED)
-    named = [(f"map/{MAP_NAMES[name]}", null) for name, null in nulls.items() if name in MAP_NAMES]
-    return {key: value for name, null in named for key, value in beside_chance(name, null)}
+    return {
+        key: value
+        for name, null in nulls.items()
+        for key, value in beside_chance(f"map/{SHORTER.get(name, name)}", null)
+    }
 
 
 def order_row(grid: Grid, nodes: Tensor, brain: Tensor) -> Row:

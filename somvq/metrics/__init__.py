@@ -11,6 +11,7 @@ from somvq.metrics.codebook import (
     norm_ratio,
     perplexity,
     quantisation_error,
+    relative_error,
     relative_quantisation_error,
     token_overlap,
 )
@@ -70,6 +71,7 @@ __all__ = [
     "position_baseline",
     "psnr",
     "quantisation_error",
+    "relative_error",
     "relative_quantisation_error",
     "same_node_share",
     "scan_maximum",

@@ -80,10 +80,14 @@ def relative_quantisation_error(tokens_NC: Tensor, codes_KC: Tensor) -> float:
     0 if every token is a code, 1 if the codebook says no more than the tokens' mean would, above 1 if less. NaN where
     tokens do not vary.
     """
+    return relative_error(tokens_NC, nearest_two(tokens_NC, codes_KC)[0][:, 0])
+
+
+def relative_error(tokens_NC: Tensor, apart_N: Tensor) -> float:
+    """The same from each token's distance to its nearest code, as `nearest_two` finds them."""
     tokens = tokens_NC.detach().double()
     spread = float((tokens - tokens.mean(0)).square().sum())
-    error = float(nearest_two(tokens_NC, codes_KC)[0][:, 0].square().sum())
-    return error / spread if spread else math.nan
+    return float(apart_N.square().sum()) / spread if spread else math.nan
 
 
 def mixing(tokens_NC: Tensor, codes_KC: Tensor, neighbours: int = 5) -> float:
