@@ -466,7 +466,7 @@ def weighted_tokens() -> Tokens:
 def test_a_batch_som_starts_from_the_principal_plane_or_its_torus(topology):
     tokens, grid = weighted_tokens(), Grid(3, 5, topology)
     z, share = tokens.values.double().numpy(), tokens.weights.double().numpy()
-    codes, by_hand = batch_som(tokens, grid, 0, steps=0), plane_by_hand(z, share, grid)
+    codes, by_hand = batch_som(tokens, grid, steps=0), plane_by_hand(z, share, grid)
     mean = np.average(z, axis=0, weights=share)
     np.testing.assert_allclose(codes.numpy().mean(0), mean, atol=1e-4)
     one, other = (cdist(c, c) for c in (codes.numpy(), by_hand))
@@ -475,14 +475,14 @@ def test_a_batch_som_starts_from_the_principal_plane_or_its_torus(topology):
 
 def test_a_batch_som_is_the_mean_under_a_neighbourhood_on_the_map(topology):
     tokens, grid = weighted_tokens(), Grid(3, 5, topology)
-    first = batch_som(tokens, grid, 0, steps=0).double().numpy()
+    first = batch_som(tokens, grid, steps=0).double().numpy()
     expected = batch_som_by_hand(tokens, first, grid, steps=4)
-    np.testing.assert_allclose(batch_som(tokens, grid, 0, steps=4), expected, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(batch_som(tokens, grid, steps=4), expected, rtol=1e-3, atol=1e-3)
 
 
 def test_a_batch_map_is_the_batch_som_of_a_sample():
     tokens, grid = all_brain(sheet_tokens(300)), Grid(3, 4)
-    expected = batch_som(tokens.sample(50_000, 2), grid, 2)
+    expected = batch_som(tokens.sample(50_000, 2), grid)
     assert torch.equal(batch_map(tokens, grid, 2), expected)
 
 
@@ -490,7 +490,7 @@ def test_a_batch_map_is_the_batch_som_of_a_sample():
 def test_a_batch_som_unfolds_over_a_sheet(topology, error, ratio):
     """A torus has to fold to cover a sheet, so that far nodes lie together: its error is large by nature."""
     tokens, grid = sheet_tokens(), Grid(8, 8, topology)
-    codes = batch_som(all_brain(tokens), grid, 0)
+    codes = batch_som(all_brain(tokens), grid)
     assert error_of_map(tokens, shuffled(codes), grid) > 0.9
     assert error_of_map(tokens, codes, grid) < error
     assert neighbour_ratio(shuffled(codes), grid) > 0.9
@@ -502,7 +502,7 @@ def test_a_toroidal_batch_som_unfolds_over_a_torus():
     angles = 2 * math.pi * torch.rand(3000, 2, generator=generator)
     tokens = torch.cat([angles.cos(), angles.sin()], dim=1)
     grid = Grid(8, 8, "toroidal")
-    codes = batch_som(all_brain(tokens), grid, 0)
+    codes = batch_som(all_brain(tokens), grid)
     assert error_of_map(tokens, shuffled(codes), grid) > 0.9
     assert error_of_map(tokens, codes, grid) < 0.2
     edges = cdist(codes.numpy(), codes.numpy())[tuple(grid.edges.T.numpy())]
@@ -511,7 +511,7 @@ def test_a_toroidal_batch_som_unfolds_over_a_torus():
 
 def test_a_batch_som_represents_its_tokens():
     tokens = sheet_tokens()
-    codes = batch_som(all_brain(tokens), Grid(8, 8, "rectangular"), 0)
+    codes = batch_som(all_brain(tokens), Grid(8, 8, "rectangular"))
     assert quantisation_error(tokens, codes) < 0.1 * quantisation_error(tokens, tokens.mean(0, keepdim=True))
 
 
@@ -519,7 +519,7 @@ def test_nodes_that_no_token_reaches_stay_among_the_tokens():
     """Two points far from the origin, on a map too large for them: no code may fall towards the origin."""
     generator = torch.Generator().manual_seed(0)
     tokens = torch.cat([centre + 0.01 * torch.randn(200, 2, generator=generator) for centre in (100, 101)])
-    codes = batch_som(all_brain(tokens), Grid(16, 16, "toroidal"), 0)
+    codes = batch_som(all_brain(tokens), Grid(16, 16, "toroidal"))
     assert codes.min() > 99.9
     assert codes.max() < 101.1
 
@@ -530,6 +530,6 @@ def test_a_batch_som_follows_the_tokens_that_count():
     values = torch.randn(800, 4, generator=generator)
     brain = (torch.arange(800) < 400).float()
     values[:, 0] += 20 * (1 - brain)
-    codes = batch_som(Tokens(values, brain), Grid(5, 5, "rectangular"), 0)
-    even = batch_som(all_brain(values), Grid(5, 5, "rectangular"), 0)
+    codes = batch_som(Tokens(values, brain), Grid(5, 5, "rectangular"))
+    even = batch_som(all_brain(values), Grid(5, 5, "rectangular"))
     assert (codes[:, 0] < 10).sum() > (even[:, 0] < 10).sum() + 2

@@ -27,7 +27,7 @@ def centres_on_the_map(tokens: Tokens, grid: Grid, seed: int) -> Tensor:
     """
     tokens = tokens.sample(MOST_TOKENS, seed)
     centres = cluster(tokens.values, tokens.weights, grid.nodes, seed, starts=1)
-    nodes, order = linear_sum_assignment(squared_distances(batch_som(tokens, grid, seed), centres).numpy())
+    nodes, order = linear_sum_assignment(squared_distances(batch_som(tokens, grid), centres).numpy())
     assert (nodes == np.arange(len(nodes))).all()
     return centres[order]
 

@@ -24,10 +24,10 @@ def batch_map(tokens: Tokens, grid: Grid, seed: int) -> Tensor:
     of 75 %, and 83 % instead of 91 % of the codes' nearest neighbours were tokens.
     """
     tokens = tokens.sample(MOST_TOKENS, seed)
-    return batch_som(Tokens(tokens.values, torch.ones_like(tokens.brain)), grid, seed)
+    return batch_som(Tokens(tokens.values, torch.ones_like(tokens.brain)), grid)
 
 
-def batch_som(tokens: Tokens, grid: Grid, seed: int, steps: int = STEPS) -> Tensor:
+def batch_som(tokens: Tokens, grid: Grid, steps: int = STEPS) -> Tensor:
     """Codes (K, C): each the mean of tokens under a Gaussian neighbourhood on the map that shrinks.
 
     The neighbourhood is in steps on the map, unlike the paper's code, which measured it between codes and so never
