@@ -1,7 +1,6 @@
 """The command line: parse, call, print. torch, optuna and wandb load only where a command needs them."""
 
 import json
-import re
 import signal
 import sys
 from pathlib import Path
@@ -12,9 +11,23 @@ from rich.console import Console
 
 from somvq import __version__
 from somvq.errors import DefinitionError, SomvqError
+from somvq.options import (
+    CohortArgument,
+    CohortOption,
+    JobOption,
+    JsonOption,
+    RunsOption,
+    SetOption,
+    StorageOption,
+    TrialsOption,
+    WandbOption,
+    WorkersOption,
+    option,
+    takes_cohort,
+)
 
 if TYPE_CHECKING:
-    from somvq.config import CohortSettings
+    from somvq.config import CohortSettings, Split
     from somvq.definitions import JobDefinition, Sweep
     from somvq.study.record import OpenStudy
 
@@ -25,44 +38,6 @@ app.add_typer(cohort_app, name="cohort")
 
 CLICK_ERROR: Any = typer.BadParameter.__mro__[2]  # ClickException, whose home differs between versions of typer
 FILE_WIDTH = 150  # of tables that go into a file or a pipe
-DATA, PLACE = "Cohort", "Where things are (or in somvq.yaml, or SOMVQ_*: see somvq settings)"
-
-
-def option(*names: str, help: str, unset: str | bool = True, panel: str | None = None, **more: Any) -> Any:
-    """An option; `unset` says what holds where it is not given."""
-    return typer.Option(*names, help=help, show_default=unset, rich_help_panel=panel, **more)
-
-
-CohortOption = Annotated[Path | None, option(help="Folder of T1 volumes.", unset="the demo cohort", panel=DATA)]
-VoxelOption = Annotated[float | None, option(help="Resample to cubes of this side.", unset="as they are", panel=DATA)]
-ShapeOption = Annotated[
-    str | None, option(help="In voxels, multiples of 16: 144x176x144.", unset="all that every brain needs", panel=DATA)
-]
-SplitSeedOption = Annotated[int, option(help="Decides which subjects train, validate and test.", panel=DATA, min=0)]
-SplitOption = Annotated[
-    str | None, option(help="Subjects to train, validate and test with, in proportion.", unset="128/23/28", panel=DATA)
-]
-PaddingOption = Annotated[
-    str | None,
-    option(help="What fills up a scan: background, or mean as in the paper.", unset="background", panel=DATA),
-]
-SkipOption = Annotated[bool, option("--skip-bad-scans", help="Go on without scans that cannot be used.", panel=DATA)]
-RunsOption = Annotated[Path | None, option(help="Folder of studies and their runs.", unset="runs", panel=PLACE)]
-StorageOption = Annotated[
-    str | None, option(help="Where Optuna keeps trials: sqlite:///PATH.", unset="study.db beside the runs", panel=PLACE)
-]
-WandbOption = Annotated[
-    str | None, option(help="auto, online, offline or disabled.", unset="auto: online if there is a key", panel=PLACE)
-]
-SetOption = Annotated[
-    list[str] | None, option("--set", help="Fix a parameter; may be repeated.", unset=False, metavar="KEY=VALUE")
-]
-TrialsOption = Annotated[
-    int | None, option(help="Trials in all, those the study has included.", unset="the sweep's run_cap")
-]
-WorkersOption = Annotated[int | None, option(help="Workers at once; on GPUs, one for each.", unset="the job's")]
-JobOption = Annotated[str, option(help="Where workers run: a path, ./jobs/NAME.yaml, or a shipped one.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="For scripts.")]
 
 
 def main() -> None:
@@ -126,7 +101,9 @@ def somvq(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 
 @app.command()
+@takes_cohort
 def sweep(
+    scans: "CohortSettings",
     name: Annotated[str, typer.Argument(help="A sweep: a path, ./sweeps/NAME.yaml, or a shipped one.")],
     trials: TrialsOption = None,
     study: Annotated[str | None, typer.Option(help="The study's name.", show_default="the sweep's")] = None,
@@ -135,12 +112,6 @@ def sweep(
     job: JobOption = "local",
     workers: WorkersOption = None,
     cohort: CohortOption = None,
-    voxel_mm: VoxelOption = None,
-    shape: ShapeOption = None,
-    padding: PaddingOption = None,
-    split: SplitOption = None,
-    split_seed: SplitSeedOption = 0,
-    skip_bad_scans: SkipOption = False,
     runs: RunsOption = None,
     storage: StorageOption = None,
     wandb: WandbOption = None,
@@ -162,24 +133,19 @@ def sweep(
     place = choose_place(job, workers)
     names = ", ".join(name for name, parameter in searched.parameters.items() if parameter.value is None)
     console.print(f"sweep    {file}: {names or 'one choice of settings'}", soft_wrap=True)
-    scans = cohort_settings(voxel_mm, shape, padding, split, split_seed, skip_bad_scans)
     opened = foreground.open_study(settings, searched, study or searched.name, seed, scans, console)
     opened.aim_for(total)
     return foreground.supervise(settings, opened, place, console)
 
 
 @app.command()
+@takes_cohort
 def train(
+    scans: "CohortSettings",
     model: Annotated[str, typer.Argument(help="ae, vae, vqvae, som or psom.")],
     set_: SetOption = None,
     seed: Annotated[int, typer.Option(help="Decides all that is random.", min=0)] = 0,
     cohort: CohortOption = None,
-    voxel_mm: VoxelOption = None,
-    shape: ShapeOption = None,
-    padding: PaddingOption = None,
-    split: SplitOption = None,
-    split_seed: SplitSeedOption = 0,
-    skip_bad_scans: SkipOption = False,
     runs: RunsOption = None,
     wandb: WandbOption = None,
 ) -> int:
@@ -201,7 +167,6 @@ def train(
     if "model" in asked:
         raise DefinitionError(f"--set model={asked['model']}: say somvq train {asked['model']}")
     chosen = override(one, asked)
-    scans = cohort_settings(voxel_mm, shape, padding, split, split_seed, skip_bad_scans)
     decisive = [RunConfig(**chosen.fixed(), seed=seed).model_dump(mode="json"), scans.model_dump(mode="json")]
     name = f"train-{model}-{signature(decisive)[:6]}"
     opened = foreground.open_study(settings, chosen, name, seed, scans, console)
@@ -290,6 +255,50 @@ def compare(
 
 
 @app.command()
+def evaluate(
+    run: Annotated[str, typer.Argument(help="A run's folder, STUDY/NUMBER, or a study: its best finished trial.")],
+    split: Annotated[str, typer.Option(help="val, test or train.")] = "val",
+    json_: JsonOption = False,
+    runs: RunsOption = None,
+    storage: StorageOption = None,
+) -> None:
+    """Measure a trained run on a split of its cohort, beside the mean image.
+
+    Compare and choose runs on val, which sweeps measure too.
+    Read test once, at the end, for the one run that was chosen on val:
+    numbers that chose a run flatter it. No sweep ever reads test.
+    The run keeps each evaluation in its evaluations.jsonl.
+    """
+    from somvq.settings import read_settings
+    from somvq.study import foreground
+    from somvq.study.choice import find_run
+    from somvq.study.status import silence_optuna
+
+    silence_optuna()
+    measured_on = choose_split(split)
+    found, why = find_run(read_settings(runs=runs, storage=storage), run)
+    from somvq import evaluation  # here, so that refusals do not wait for torch
+
+    console = notes = plain_console()
+    if json_:
+        notes = Console(stderr=True, highlight=False)  # stdout is for the script alone
+    taken = f"{foreground.shorten(found.folder)}{f', {why}' if why else ''}"
+    notes.print(f"run      {escape(taken)}", soft_wrap=True)
+    before = evaluation.count_readings(found) if measured_on == "test" else None
+    with foreground.progress_bar(notes) as on_scan:
+        done = evaluation.evaluate(found, measured_on, on_scan)
+    if before is not None:
+        notes.print(f"test     {before}", soft_wrap=True)
+    on_val = {} if measured_on == "val" else evaluation.measured_on_val(found, done.epoch)
+    if json_:
+        told = {"run": str(found.folder), **done.model_dump(), "val": on_val}
+        print(json.dumps(told | {"test_read_before": before and before._asdict()}, indent=2))
+    else:
+        console.print()
+        console.print(evaluation.table(done, on_val))
+
+
+@app.command()
 def worker(
     study: Annotated[str, typer.Argument(help="The study's name.")],
     parent: Annotated[int | None, typer.Option(hidden=True)] = None,
@@ -367,52 +376,96 @@ def cohort_demo(
 
 
 @cohort_app.command("prepare")
-def cohort_prepare(
-    folder: Annotated[Path, typer.Argument(help="Folder of T1 volumes.")],
-    voxel_mm: VoxelOption = None,
-    shape: ShapeOption = None,
-    padding: PaddingOption = None,
-    split: SplitOption = None,
-    split_seed: SplitSeedOption = 0,
-    skip_bad_scans: SkipOption = False,
-) -> None:
-    """Check and preprocess a cohort now, as the first sweep on it would."""
+@takes_cohort
+def cohort_prepare(scans: "CohortSettings", folder: CohortArgument) -> int:
+    """Check and preprocess a cohort now, as the first sweep on it would; exit status 1 if a scan was left out."""
     from somvq.settings import read_settings
     from somvq.study import foreground
 
     console = plain_console()
-    wanted = cohort_settings(voxel_mm, shape, padding, split, split_seed, skip_bad_scans)
-    prepared = foreground.prepare(read_settings(cohort=folder), wanted, console)
-    console.print(f"prepared in {prepared.folder}")
+    found = foreground.find(folder, scans, console)
+    caches = foreground.prepared_folder(read_settings())
+    prepared = foreground.prepare_found(folder, found, scans, caches, console)
+    console.print(f"prepared in {prepared.folder}", soft_wrap=True)
+    console.print(f"look     somvq cohort show {prepared.folder.name} --montage montage.png", soft_wrap=True)
+    return int(bool(found.left_out or prepared.index.left_out))
 
 
-def cohort_settings(
-    voxel_mm: float | None,
-    shape: str | None,
-    padding: str | None,
-    split: str | None,
-    split_seed: int,
-    skip_bad_scans: bool,
-) -> "CohortSettings":
-    """The cohort options, checked."""
-    from pydantic import ValidationError
+@cohort_app.command("check")
+@takes_cohort
+def cohort_check(
+    scans: "CohortSettings",
+    folder: CohortArgument,
+    manifest: Annotated[
+        Path | None, option(help="Write what can be used into this .csv, to edit, share and check later.", unset=False)
+    ] = None,
+    json_: JsonOption = False,
+) -> int:
+    """Try every scan of a cohort and say what is wrong with it; nothing is prepared. Exit status 1 if one is bad."""
+    from somvq.data.check import write_manifest
+    from somvq.data.report import check_lines, check_report, check_table
+    from somvq.study import foreground
 
-    from somvq.config import CohortSettings
-    from somvq.definitions import plain
+    console = plain_console()
+    checked = foreground.check(folder, scans, Console(quiet=True) if json_ else console)
+    if json_:
+        print(json.dumps(check_report(checked), indent=2))
+    else:
+        console.print(check_table(checked))
+        for line in check_lines(checked):
+            console.print(escape(line), soft_wrap=True)
+    if manifest:
+        write_manifest(manifest, checked)
+        Console(stderr=True).print(f"manifest {manifest}: prepare or sweep it as a cohort", soft_wrap=True)
+    return int(bool(checked.refused or checked.complaint))
 
-    if shape and not re.fullmatch(r"\d+x\d+x\d+", shape):
-        raise DefinitionError(f"--shape {shape} is not three numbers of voxels, as in 144x176x144")
-    sides = tuple(int(side) for side in shape.split("x")) if shape else None
-    given = {"voxel_mm": voxel_mm, "shape": sides, "padding": padding, "split": split, "split_seed": split_seed}
-    try:
-        return CohortSettings.model_validate(
-            {name: value for name, value in given.items() if value is not None} | {"skip_bad_scans": skip_bad_scans}
-        )
-    except ValidationError as error:
-        problem: Any = error.errors()[0]
-        name = problem["loc"][0] if problem["loc"] else ""
-        option = f"--{name.replace('_', '-')} {shape if name == 'shape' else given.get(name)}: " if name else "--"
-        raise DefinitionError(f"{option}{plain(problem)}") from error
+
+@cohort_app.command("list")
+def cohort_list(json_: JsonOption = False) -> None:
+    """List the prepared cohorts: scans, shape, splits, warnings, size on disk, folder."""
+    from somvq.data.cache import list_prepared
+    from somvq.data.report import describe_cohort, list_table
+    from somvq.settings import read_settings
+    from somvq.study.foreground import prepared_folder
+
+    prepared = list_prepared(prepared_folder(read_settings()))
+    if json_:
+        print(json.dumps([describe_cohort(cohort) for cohort in prepared], indent=2))
+    elif prepared:
+        plain_console().print(list_table(prepared))
+    else:
+        print("no cohort is prepared yet; begin with somvq cohort prepare FOLDER")
+
+
+@cohort_app.command("show")
+def cohort_show(
+    cohort: Annotated[str, typer.Argument(help="A prepared cohort: its name in somvq cohort list, or its folder.")],
+    montage: Annotated[Path | None, option(help="Draw the middle of each scan into this .png.", unset=False)] = None,
+    at_most: Annotated[int, typer.Option("--scans", help="Of that many scans, evenly chosen.", min=1)] = 48,
+    json_: JsonOption = False,
+) -> None:
+    """Show a prepared cohort: how it was made, its splits, and each scan with its warnings."""
+    from somvq.data.cache import find_prepared
+    from somvq.data.report import describe_cohort, label, show_table, summary_lines
+    from somvq.settings import read_settings
+    from somvq.study.foreground import prepared_folder
+
+    console = plain_console()
+    found = find_prepared(prepared_folder(read_settings()), cohort)
+    if json_:
+        print(json.dumps({**describe_cohort(found), **found.index.model_dump(mode="json")}, indent=2))
+    else:
+        for line in summary_lines(found):
+            console.print(escape(line), soft_wrap=True)
+        console.print(show_table(found))
+    if montage:
+        from somvq.figures import save
+        from somvq.figures.montage import draw_montage
+
+        total = len(found.index.scans)
+        rows = [row * total // min(at_most, total) for row in range(min(at_most, total))]
+        save(draw_montage((label(found.index.scans[row]), found.volumes[row]) for row in rows), montage)
+        Console(stderr=True).print(f"montage  {len(rows)} of {total} scans: {montage}", soft_wrap=True)
 
 
 def parse_settings(given: list[str]) -> dict[str, Any]:
@@ -439,6 +492,19 @@ def choose_place(job: str, workers: int | None) -> "JobDefinition":
 
     place = read_job(find_definition("jobs", job))
     return place if workers is None else place.model_copy(update={"workers": at_least_one("--workers", workers)})
+
+
+def choose_split(split: str) -> "Split":
+    """The split that was asked for."""
+    from typing import get_args
+
+    from somvq.config import Split
+    from somvq.definitions import did_you_mean
+
+    known: dict[str, Split] = {name: name for name in get_args(Split)}
+    if split not in known:
+        raise DefinitionError(f"--split {split}: {did_you_mean(split, known)}")
+    return known[split]
 
 
 def count_trials(asked: int | None, searched: "Sweep") -> int:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -284,17 +285,39 @@ def defaults(given: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in use.items() if decodes_codes or name not in OF_GAMMA_Q.get(str(model), ())}
 
 
-class CohortSettings(Frozen):
-    """What is done to scans on their way to a model; part of a cohort's fingerprint."""
+Split = Literal["train", "val", "test"]
+LayoutName = Literal[
+    "manifest", "neurite", "oasis1", "oasis2", "freesurfer", "oasis3", "derivatives", "bids", "folder"
+]  # in the order in which they are looked for
 
+
+class CohortSettings(Frozen):
+    """Which scans are taken, and what is done to them on their way to a model."""
+
+    layout: LayoutName | None = Field(None, description="how the folder is laid out; none: found by looking")
+    table: Path | None = Field(None, description="clinical table (.csv, .tsv, .xlsx); none: the one in the folder")
+    cdr: str | None = Field(None, description="scans of people with these clinical dementia ratings, as in 0 or 0,0.5")
+    include_blank_cdr: bool = Field(False, description="with cdr: also people who were never rated")
+    space: str | None = Field(
+        None, description="of BIDS derivatives: T1w or a template's; none: what most have"
+    )
+    take: Literal["session", "subject", "every"] = Field("session", description="scans: the first of each, or every")
+    orient: str | None = Field(None, description="axes of files whose headers do not say, as in LAS")
     voxel_mm: Positive | None = Field(None, description="resample to cubes of this side; none: as they are")
     shape: tuple[int, int, int] | None = Field(None, description="voxels; none: the smallest that holds every brain")
+    normalise: Literal["volume", "brain"] = Field("volume", description="z-scores by mean and deviation of which")
     padding: Literal["background", "mean"] = Field(
         "background", description="what fills up a scan: its background; or its mean, the published reading"
     )
     split: str = Field("128/23/28", description="subjects to train, validate and test with, in proportion")
     split_seed: Annotated[int, Field(ge=0)] = 0
-    skip_bad_scans: bool = Field(False, description="go on without scans that cannot be used")
+    stratify: str | None = Field(None, description="covariate whose values each split has in proportion")
+    strict: bool = Field(False, description="stop where a scan cannot be used, instead of going on without it")
+
+    def decisive(self) -> dict[str, Any]:
+        """What is done to scans, whichever they are: part of a cohort's fingerprint, beside the scans."""
+        chosen_by = {"layout", "table", "cdr", "include_blank_cdr", "space", "take", "strict"}
+        return self.model_dump(mode="json", exclude=chosen_by)
 
     @field_validator("split")
     @classmethod
@@ -302,6 +325,26 @@ class CohortSettings(Frozen):
         if not re.fullmatch(r"\d+(\.\d+)?(/\d+(\.\d+)?){2}", split) or 0 in [float(s) for s in split.split("/")[:2]]:
             raise ValueError(f"split '{split}' is not TRAIN/VAL/TEST, three numbers of which only the last may be 0")
         return split
+
+    @field_validator("cdr")
+    @classmethod
+    def _ratings_are_of_the_scale(cls, cdr: str | None) -> str | None:
+        if cdr is not None and not set(cdr.split(",")) <= {"0", "0.5", "1", "2", "3"}:
+            raise ValueError(f"cdr '{cdr}' is not ratings of 0, 0.5, 1, 2 or 3, as in 0 or 0,0.5")
+        return cdr
+
+    @field_validator("orient")
+    @classmethod
+    def _axes_are_three(cls, orient: str | None) -> str | None:
+        if orient is not None and not re.fullmatch("(?=.*[RL])(?=.*[AP])(?=.*[SI])[RLAPSI]{3}", orient):
+            raise ValueError(f"orient '{orient}' is not three axes, one each of R or L, A or P, S or I, as in LAS")
+        return orient
+
+    @model_validator(mode="after")
+    def _blank_ratings_are_added_to_some(self) -> Self:
+        if self.include_blank_cdr and self.cdr is None:
+            raise ValueError("include-blank-cdr adds those never rated to those of --cdr; give --cdr 0 as well")
+        return self
 
     @model_validator(mode="after")
     def _tokens_fill_the_shape(self) -> Self:

@@ -10,6 +10,14 @@ from pathlib import Path
 from typing import IO, Any
 
 
+def parts_of(path: Path) -> list[Path]:
+    """The files that a volume at `path` is made of: a .hdr has its voxels in an .img, and may have a .mat."""
+    if path.suffix.lower() != ".hdr":
+        return [path]
+    image, matrix = (path.with_suffix(end.upper() if path.suffix.isupper() else end) for end in (".img", ".mat"))
+    return [path, image, matrix] if matrix.exists() else [path, image]
+
+
 def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """`path`, written by `write` under a temporary name, synced to disk and renamed: never seen half-written."""
     partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(3)}.partial")

@@ -5,6 +5,7 @@
     checkpoint.pt   the run whole, at its last epoch (checkpoints.py)
     figures/        NAME_EPOCH.png
     state.json      running, complete, failed, diverged, pruned or interrupted, and why
+    evaluations.jsonl   each later measurement of a split, the test split's above all (evaluation.py)
     lease.json      which worker holds the run (study/claim.py)
 
 Everything else (Optuna's values, W&B, reports) is a projection of these files and can be made again.
@@ -193,6 +194,7 @@ class Run:
         self.folder = folder
         self.ledger = folder / "metrics.jsonl"
         self.checkpoint = folder / "checkpoint.pt"
+        self.evaluations = folder / "evaluations.jsonl"
         self.figures = folder / "figures"
         self.log = folder / "attempts.log"
 
@@ -219,7 +221,10 @@ class Run:
         path = self.folder / "config.json"
         if not path.exists():
             raise RunError(f"{self.folder} is not a run: it has no config.json")
-        return RunRecord.model_validate_json(path.read_text())
+        try:
+            return RunRecord.model_validate_json(path.read_text())
+        except ValueError as error:
+            raise RunError(f"{path} is damaged, or of another version of somvq") from error
 
     def progress(self) -> Progress:
         """How far the run is."""
@@ -240,12 +245,7 @@ class Run:
     def rows(self) -> list[Row]:
         """The ledger's lines, oldest first; a last line torn by a crash is left out."""
         try:
-            text = self.ledger.read_text()
-        except FileNotFoundError:
-            return []
-        whole = text[: text.rfind("\n") + 1]
-        try:
-            return [json.loads(line) for line in whole.splitlines()]
+            return [json.loads(line) for line in whole_lines(self.ledger)]
         except ValueError as error:
             raise RunError(f"{self.ledger} is damaged ({error}); restore it, or delete its run's folder") from error
 
@@ -272,6 +272,15 @@ class Run:
     def figure(self, name: str, epoch: int) -> Path:
         """Where the figure `name` of `epoch` belongs."""
         return self.figures / f"{name}_{epoch:04d}.png"
+
+
+def whole_lines(path: Path) -> list[str]:
+    """The lines of `path`, oldest first; none if there is no such file, and no last one torn by a crash."""
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        return []
+    return text[: text.rfind("\n") + 1].splitlines()
 
 
 def describe(value: Any) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from somvq import figures
 from somvq.checkpoints import load_checkpoint, save_checkpoint
-from somvq.config import batch_size, derive_seed
+from somvq.config import Split, batch_size, derive_seed
 from somvq.data.cohort import Cohort
 from somvq.errors import RunError
 from somvq.figures import codebook, curves, latent, reconstruction
@@ -37,10 +37,11 @@ class Interrupted(Exception):
 
 
 class Scans:
-    """A cohort's volumes as batches on `device`: read from the map lazily, or held whole on a GPU if they fit."""
+    """A cohort's volumes as batches on `device`: held whole on a GPU if they fit, else read from the map as needed."""
 
     def __init__(self, cohort: Cohort, device: torch.device):
         self.cohort, self.device = cohort, device
+        self.on_read: Callable[[int], None] = lambda scans: None  # told how many, for who shows progress
         self.held: Tensor | None = None
         size = cohort.volumes.nbytes
         if device.type == "cuda" and size < 0.5 * torch.cuda.mem_get_info(device)[0]:
@@ -48,9 +49,13 @@ class Scans:
 
     def read(self, rows: Sequence[int]) -> Tensor:
         """Scans `rows`, float32 (B, 1, X, Y, Z)."""
+        self.on_read(len(rows))
         if self.held is not None:
             return self.held[list(rows)].float()[:, None]
-        return torch.from_numpy(self.cohort.read(rows)).to(self.device)
+        shape, on_gpu = (len(rows), *self.cohort.index.shape), self.device.type == "cuda"
+        scans = torch.empty(shape, dtype=torch.float16, pin_memory=on_gpu)  # torch re-uses it only after its copy
+        scans.numpy()[:] = self.cohort.volumes[list(rows)]
+        return scans.to(self.device, non_blocking=True).float()[:, None]
 
     def batches(self, rows: Sequence[int], size: int) -> Iterator[Tensor]:
         """Scans `rows` in order, `size` at a time."""
@@ -73,10 +78,10 @@ def fit(run: Run, should_stop: Callable[[], bool] = lambda: False) -> None:
     for epoch in range(training.restore() + 1, training.config.epochs + 1):
         began = time.monotonic()
         row = training.train(epoch, should_stop)
-        validation = training.validate()
+        validation = training.validate("val")
         row = {"epoch": epoch, **row, **validation.row}
         if epoch == training.config.epochs:
-            row |= training.survey(validation)
+            row |= training.survey("val", validation)
         row["time/epoch_s"] = time.monotonic() - began
         training.save(epoch, row)  # the checkpoint first: a kill after it repeats no epoch
         training.draw(epoch, row, validation)
@@ -101,17 +106,25 @@ class Training:
 
     def restore(self) -> int:
         """Puts the run where its checkpoint left it, or its initialiser starts it; the epochs already trained."""
-        saved = load_checkpoint(self.run.checkpoint, str(self.device))
-        if saved is None:
+        row = self.load()
+        if row is None:
             self.initialise()
             return 0
-        self.model.load_state_dict(saved["model"])
-        self.optimiser.load_state_dict(saved["optimiser"])
-        epoch, row = int(saved["epoch"]), saved["row"]
+        epoch = int(row["epoch"])
         if len(self.run.rows()) < epoch:  # killed between its checkpoint and its last figure
-            self.draw(epoch, row, self.validate())
+            self.draw(epoch, row, self.validate("val"))
         self.run.reconcile(row)
         return epoch
+
+    def load(self) -> Row | None:
+        """Makes model and optimiser what the checkpoint holds, and changes no file; its row, none without one."""
+        saved = load_checkpoint(self.run.checkpoint, str(self.device))
+        if saved is None:
+            return None
+        self.model.load_state_dict(saved["model"])
+        self.optimiser.load_state_dict(saved["optimiser"])
+        row: Row = saved["row"]
+        return row
 
     def initialise(self) -> None:
         """Starts weights and codes as the settings say."""
@@ -179,14 +192,14 @@ class Training:
         self.optimiser.step()
         return {name: term.detach() for name, term in {"loss": loss, **losses}.items()}
 
-    def validate(self) -> Validation:
-        """Every metric over the whole validation set, in eval mode."""
-        validation = validate(self.model, self.scans.batches(self.cohort.rows["val"], self.batch), self.autocast)
+    def validate(self, split: Split) -> Validation:
+        """Every metric over the whole of `split`, in eval mode; training asks for "val" alone."""
+        validation = validate(self.model, self.scans.batches(self.cohort.rows[split], self.batch), self.autocast)
         return validation._replace(row=finite(validation.row))
 
-    def survey(self, validation: Validation) -> Row:
-        """What is measured once, of the trained model."""
-        rows = self.cohort.rows["val"]
+    def survey(self, split: Split, validation: Validation) -> Row:
+        """What is measured once, of the trained model; `validation` is of the same `split`."""
+        rows = self.cohort.rows[split]
         return survey(self.model, self.cohort, rows, self.scans.read, self.autocast, validation)
 
     def save(self, epoch: int, row: Row) -> None:

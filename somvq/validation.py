@@ -13,6 +13,7 @@ from somvq import metrics
 from somvq.codebooks.grid import Grid
 from somvq.codebooks.psom import PSOM
 from somvq.codebooks.som import SOM
+from somvq.config import Split
 from somvq.data.cohort import Cohort
 from somvq.data.preprocess import Box
 from somvq.files import locked, write_json
@@ -236,19 +237,20 @@ def beside_chance(name: str, null: metrics.Null) -> list[tuple[str, float]]:
     return [(name, null.value), (f"{name}_null", null.mean), (f"{name}_p", null.p)]
 
 
-def mean_image_baseline(cohort: Cohort) -> Row:
-    """What printing the training set's mean scores on the validation set; measured once a cohort, kept beside it.
+def mean_image_baseline(cohort: Cohort, split: Split = "val") -> Row:
+    """What printing the training set's mean scores on `split`; measured once a cohort, kept beside it.
 
-    A model that is no better has learned nothing about anyone.
+    A model that is no better has learned nothing about anyone. The keys are those of METRICS, whatever the split.
     """
-    path = cohort.folder / "baseline.json"
+    path = cohort.folder / ("baseline.json" if split == "val" else f"baseline_{split}.json")
     with locked(cohort.folder / ".baseline.lock"):
         if path.exists():
             kept: Row = json.loads(path.read_text())
             return kept
-        train, val = cohort.rows["train"], cohort.rows["val"]
-        mean = torch.stack([torch.from_numpy(cohort.read([row])) for row in train]).mean(0)
-        parts = [reconstruction_row(torch.from_numpy(cohort.read([row])), mean) for row in val]
+        train = cohort.rows["train"]
+        total = sum(cohort.read([row]).astype(np.float64) for row in train)  # one at a time: all take gigabytes
+        mean = torch.from_numpy(np.float32(total / len(train)))
+        parts = [reconstruction_row(torch.from_numpy(cohort.read([row])), mean) for row in cohort.rows[split]]
         row = {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
         write_json(path, row)
         return row

@@ -74,7 +74,7 @@ assert not heavy, heavy
 
 
 @pytest.mark.parametrize(
-    "command", ["sweep", "train", "resume", "status", "compare", "worker", "settings", "cohort demo"]
+    "command", ["sweep", "train", "resume", "status", "compare", "evaluate", "worker", "settings", "cohort demo"]
 )
 def test_every_command_explains_itself(command: str, tmp_path: Path) -> None:
     done = somvq(tmp_path, *command.split(), "--help")
@@ -122,6 +122,9 @@ def test_no_words_at_all_are_answered_with_help(tmp_path: Path) -> None:
         (["resume", "nothing"], "no study 'nothing' in runs (there: none yet)"),
         (["status", "nothing"], "no study 'nothing'"),
         (["worker", "nothing"], "no study 'nothing'"),
+        (["evaluate", "nothing"], "no study 'nothing' in runs (there: none yet)"),
+        (["evaluate", "psom/3"], "no run at psom/3: give a run's folder, STUDY/NUMBER or a study (there: none yet)"),
+        (["evaluate", "psom", "--split", "tests"], "--split tests: did you mean 'test'?"),
         (["train", "psom", "--set", "model=vae"], "--set model=vae: say somvq train vae"),
         (["train", "psom", "--set", "seed=3"], "each trial has a seed of its own, from --seed 3"),
         (["train", "psom", "--set", "grid=16"], "grid '16' is not HEIGHTxWIDTH, two whole numbers"),
@@ -162,12 +165,12 @@ def test_a_scan_that_cannot_be_used_is_named_with_what_to_do(damage: str, scans:
         bad.write_bytes(whole[:middle] + bytes([whole[middle] ^ 4]) + whole[middle + 1 :])
     else:
         write_scan(bad, np.full((32, 32, 32), np.nan if damage == "NaN" else 7.0))
-    told = refusal(scans.parent, "sweep", "psom", "--cohort", "scans")
+    told = refusal(scans.parent, "sweep", "psom", "--cohort", "scans", "--strict")
     expected = {"cut": "ends too early", "flipped": "damaged", "NaN": "NaN or infinite", "constant": "every voxel is 7"}
     assert told.count("\n") == 1
     assert "scans/sub-4_T1w.nii.gz: " in told
     assert expected[damage] in told
-    assert "or leave it out with --skip-bad-scans" in told
+    assert told.endswith("; without --strict it is left out\n")
 
 
 def test_a_runs_folder_that_cannot_be_written_is_named(scans: Path) -> None:

@@ -1,18 +1,25 @@
 """Figures are judged by their pixels."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from weakref import ref
 
 import numpy as np
 import pytest
 from matplotlib import pyplot
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from numpy.typing import NDArray
+from scipy import ndimage
 
-from somvq.figures import render, save
+from somvq.figures import DARK, SHADES, render, save
 from somvq.figures.codebook import draw_grid, draw_hits, draw_usage, node_colours
 from somvq.figures.curves import draw_curves
 from somvq.figures.latent import draw_latent, embed
+from somvq.figures.montage import HEIGHT as MOST_HIGH
+from somvq.figures.montage import SMALLEST, draw_montage
+from somvq.figures.montage import WIDTH as MOST_WIDE
 from somvq.figures.reconstruction import draw_reconstruction
 
 HEIGHT, WIDTH, CHANNELS = 4, 6, 8
@@ -32,6 +39,11 @@ def scan(shape: tuple[int, int, int] = (20, 26, 22)) -> NDArray:
     """Left dark, right bright; the back, and below, darker."""
     x, y, z = np.meshgrid(*(np.linspace(-1, 1, size) for size in shape), indexing="ij")
     return x + 0.5 * y + 0.25 * z
+
+
+def labelled(count: int, shape: tuple[int, int, int] = (20, 26, 22)) -> Iterator[tuple[str, NDArray]]:
+    """A cohort's scans, one after the other."""
+    return ((f"sub-{number:03d} train", scan(shape)) for number in range(count))
 
 
 def ledger(epochs: int = 12) -> list[dict[str, float]]:
@@ -67,7 +79,11 @@ def words(figure: Figure) -> str:
 
 def is_cut_off(figure: Figure) -> bool:
     """Whether anything reaches the outermost pixels."""
-    pixels = render(figure)
+    return reaches_the_edge(render(figure))
+
+
+def reaches_the_edge(pixels: NDArray) -> bool:
+    """Whether the outermost pixels are not all alike."""
     edge = np.concatenate([pixels[:2].reshape(-1, 3), pixels[-2:].reshape(-1, 3), pixels[:, :2].reshape(-1, 3)])
     edge = np.concatenate([edge, pixels[:, -2:].reshape(-1, 3)])
     return bool((edge != pixels[0, 0]).any())
@@ -78,6 +94,20 @@ def centre_of_cell(figure: Figure, row: int, column: int) -> tuple[int, int]:
     render(figure)
     right, up = figure.axes[0].transData.transform((column, row))
     return round(figure.bbox.height - up), round(right)
+
+
+def slices_of(figure: Figure) -> list[list[tuple[slice, slice]]]:
+    """Where on a montage's sheet the three slices of each cell are, cells in the order of reading."""
+    sheet = np.asarray(figure.images[0].get_array())
+    blots, _ = ndimage.label((sheet != np.round(np.multiply(to_rgb(DARK), 255))).any(axis=-1))
+    places = sorted(ndimage.find_objects(blots), key=lambda place: (place[0].start, place[1].start))
+    return [places[first : first + 3] for first in range(0, len(places), 3)]
+
+
+def shown(figure: Figure) -> list[list[NDArray]]:
+    """The greys of the three slices of each cell of a montage."""
+    pixels = render(figure)
+    return [[pixels[place][..., 0] for place in places] for places in slices_of(figure)]
 
 
 @pytest.mark.parametrize("name", ["latent", "grid", "hits", "usage", "reconstruction", "curves"])
@@ -325,3 +355,133 @@ def test_what_does_not_fit_is_refused_with_both_numbers() -> None:
         embed(tokens[:3], seed=0)
     with pytest.raises(ValueError, match="none of the 1 rows"):
         draw_curves([{"epoch": 1}])
+
+
+def test_a_montage_shows_every_scan_once_and_in_order_below_its_label() -> None:
+    brighter = [np.where(np.arange(22) < 2 * number + 1, 1.0, 0.0) * np.ones((20, 26, 22)) for number in range(10)]
+    figure = draw_montage((f"sub-{number}", volume) for number, volume in enumerate(brighter))
+    greys = shown(figure)
+    assert len(greys) == 10
+    for number, (sagittal, coronal, _) in enumerate(greys):
+        assert (sagittal > 127).mean() == pytest.approx((2 * number + 1) / 22, abs=0.02)
+        assert (coronal > 127).mean() == pytest.approx((2 * number + 1) / 22, abs=0.02)
+    header, *labels = figure.texts
+    assert header.get_text().startswith("10 scans ")
+    assert [label.get_text() for label in labels] == [f"sub-{number}" for number in range(10)]
+    for label, (sagittal, *_) in zip(labels, slices_of(figure), strict=True):
+        box = label.get_window_extent()
+        assert box.x0 == pytest.approx(sagittal[1].start, abs=2)
+        assert 0 <= sagittal[0].start - (figure.bbox.height - box.y0) < 8
+
+
+def test_right_front_and_top_are_where_the_montages_header_says() -> None:
+    volume = np.zeros((20, 26, 22))
+    volume[10, -4:, -3:] = 1  # front and top
+    volume[-2:, 13, -3:] = 1  # right and top
+    volume[-2:, -4:, 11] = 1  # right and front
+    figure = draw_montage([("a", volume)])
+    for plane in ("sagittal: front ← → back, ↑ top", "coronal: right ← → left, ↑ top"):
+        assert plane in words(figure)
+    assert "axial: right ← → left, ↑ front" in words(figure)
+    ((sagittal, coronal, axial),) = shown(figure)
+    for greys, (down, right) in ((sagittal, (3 / 22, 4 / 26)), (coronal, (3 / 22, 2 / 20)), (axial, (4 / 26, 2 / 20))):
+        bright = greys > 127
+        corner = bright[: round(down * len(greys)), : round(right * greys.shape[1])]
+        assert corner.mean() > 0.98
+        assert bright.sum() < corner.size * 1.05 + 8 * len(greys)  # and the marks of the other planes, seen edge on
+
+
+@pytest.mark.parametrize("count", [1, 3, 8, 24, 48, 179])
+def test_a_montage_of_any_cohort_fits_a_screen_as_far_as_slices_can_be_seen(count: int) -> None:
+    figure = draw_montage(labelled(count, (18, 22, 18)))
+    pixels = render(figure)
+    assert 600 < pixels.shape[1] <= MOST_WIDE
+    assert pixels.shape[0] <= MOST_HIGH or count == 179
+    assert pixels.size / 3 > 0.55 * MOST_WIDE * MOST_HIGH or count == 1
+    assert not reaches_the_edge(pixels)
+    assert (pixels.dtype, pixels.min(), pixels.max()) == (np.uint8, 0, 255)
+    assert pyplot.get_fignums() == []
+    cells = slices_of(figure)
+    sizes = {tuple((down.stop - down.start, right.stop - right.start) for down, right in cell) for cell in cells}
+    assert len(cells) == count
+    assert len(sizes) == 1
+    for (high, wide), (rows, columns) in zip(sizes.pop(), ((18, 22), (18, 18), (22, 18)), strict=True):
+        assert high >= SMALLEST
+        assert high / rows == pytest.approx(wide / columns, rel=0.02)
+    for place in cells[-1]:
+        assert np.array_equal(pixels[place], np.asarray(figure.images[0].get_array())[place])  # not resampled
+
+
+def test_a_montage_has_the_columns_that_were_asked_for() -> None:
+    for columns, across in ((1, 1), (3, 3), (12, 7)):
+        starts = {sagittal[1].start for sagittal, *_ in slices_of(draw_montage(labelled(7), columns=columns))}
+        assert len(starts) == across
+
+
+def test_a_montages_label_too_long_for_its_cell_is_cut_and_dollars_are_dollars() -> None:
+    names = ["sub-$1$\nval", "sub-1 val", "", "sub-" + "x" * 200, "W" * 200]
+    figure = draw_montage([(name, scan()) for name in names * 2], columns=10)
+    dollars, plain, nothing, long, _ = labels = figure.texts[1:6]
+    assert [label.get_text() for label in (dollars, plain, nothing)] == ["sub-$1$ val", "sub-1 val", ""]
+    assert dollars.get_window_extent().width > plain.get_window_extent().width + 8
+    for label, (first, _, last) in zip(labels, slices_of(figure)[:5], strict=True):
+        assert label.get_window_extent().x1 <= last[1].stop + 1
+        if label in labels[3:]:
+            assert label.get_text().endswith("…")
+            assert label.get_window_extent().width > 0.9 * (last[1].stop - first[1].start)
+    held = long.get_text().rstrip("…")
+    assert names[3].startswith(held)
+    assert draw_montage([(held, scan())] * 10, columns=10).texts[1].get_text() == held  # what fits is left whole
+
+
+def test_a_montage_holds_one_volume_at_a_time() -> None:
+    def scans() -> Iterator[tuple[str, NDArray]]:
+        for number in range(5):
+            volume = scan().astype(np.float16)
+            held = ref(volume)
+            yield f"sub-{number}", volume
+            del volume
+            assert held() is None
+
+    assert len(slices_of(draw_montage(scans()))) == 5
+
+
+def test_each_scan_of_a_montage_has_its_own_grey_window_in_few_shades() -> None:
+    noise = np.random.default_rng(0).normal(size=(20, 26, 22)).astype(np.float16)
+    plain, scaled, blank_one, noisy = shown(
+        draw_montage([("a", scan()), ("b", 8 * scan() - 4), ("c", np.ones((20, 26, 22))), ("d", noise)])
+    )
+    for one, other, black in zip(plain, scaled, blank_one, strict=True):
+        assert np.array_equal(one, other)
+        assert not black.any()
+    assert 30 < len(np.unique(noisy[0])) <= SHADES
+    assert {noisy[0].min(), noisy[0].max()} == {0, 255}
+
+
+def test_a_shrunk_montage_leaves_no_voxel_out() -> None:
+    volume = np.zeros((120, 120, 120), np.float16)
+    volume[:, :, ::7] = 1  # planes one voxel thick
+    sagittal, coronal, _ = shown(draw_montage([(str(number), volume) for number in range(8)], columns=8))[0]
+    for greys in (sagittal, coronal):
+        assert len(greys) < 120
+        lines = ndimage.label(greys[:, 5] > 60)[1]
+        assert lines == 18
+
+
+def test_equal_scans_make_equal_montages_to_the_byte(tmp_path: Path) -> None:
+    for name in ("first.png", "second.png"):
+        save(draw_montage(labelled(8), columns=8), tmp_path / name)
+    assert (tmp_path / "first.png").read_bytes() == (tmp_path / "second.png").read_bytes()
+
+
+def test_what_a_montage_cannot_show_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="there are no scans to draw"):
+        draw_montage([])
+    with pytest.raises(ValueError, match="columns must be at least 1, not 0"):
+        draw_montage(labelled(2), columns=0)
+    with pytest.raises(ValueError, match=r"scan b must have 3 axes and not be empty, not the shape \(8, 8\)"):
+        draw_montage([("a", scan()), ("b", np.ones((8, 8)))])
+    with pytest.raises(ValueError, match="scan b: 1 of 11440 values are not finite"):
+        draw_montage([("a", scan()), ("b", np.where(scan() == scan().max(), np.inf, scan()))])
+    with pytest.raises(ValueError, match=r"scan a has the shape \(20, 26, 22\), scan b \(20, 22, 26\)"):
+        draw_montage([("a", scan()), ("b", scan((20, 22, 26)))])

@@ -11,28 +11,32 @@ from somvq.runs import METRICS, metrics_table
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "somvq"
-GROUND = {"errors", "files", "readings", "config", "definitions", "runs"}
+GROUND = {"errors", "files", "processes", "readings", "config", "definitions", "runs"}
 BELOW = {  # what each part may import of ours, beside the ground
     "errors": set(),
     "files": set(),
+    "processes": set(),
     "readings": set(),
     "config": set(),
     "runs": set(),
     "definitions": set(),
     "settings": set(),
+    "options": set(),
     "executors": set(),
     "figures": set(),
     "codebooks": set(),
     "checkpoints": set(),
     "metrics": {"codebooks"},
     "models": {"codebooks"},
-    "data": set(),
+    "sources": set(),
+    "data": {"sources"},
     "initialisers": {"codebooks", "models", "data"},
     "tracking": set(),
     "validation": {"models", "codebooks", "data", "metrics"},
     "training": {"models", "initialisers", "data", "checkpoints", "figures", "validation"},
+    "evaluation": {"training", "validation", "data"},
     "published": {"models", "codebooks", "initialisers", "data"},
-    "study": {"training", "tracking", "executors", "settings", "data"},
+    "study": {"training", "tracking", "executors", "settings", "data", "sources"},
 }
 
 

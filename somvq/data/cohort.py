@@ -3,18 +3,19 @@
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-from somvq.config import ENCODER_STRIDE, CohortSettings
-from somvq.data.preprocess import Box, brighter_than_background
+from somvq.config import ENCODER_STRIDE, CohortSettings, LayoutName, Split
+from somvq.data.preprocess import Box
+from somvq.data.scan import brighter_than_background
 from somvq.errors import DataError
 
-FORMAT = 2  # raise it when the same scans no longer give the same files: older caches are then made again
-Split = Literal["train", "val", "test"]
+FORMAT = 3  # raise it when the same scans no longer give the same files: older caches are then made again
+KNOWN_FACTORS = ("age", "atrophy")  # covariates that a codebook is asked about
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 class ScanEntry(BaseModel):
@@ -22,6 +23,7 @@ class ScanEntry(BaseModel):
 
     model_config = ConfigDict(frozen=True)
     subject: str
+    session: str = ""
     file: str  # below the cohort's folder
     sha256: str
     split: Split
@@ -29,7 +31,8 @@ class ScanEntry(BaseModel):
     deviation: float
     affine: tuple[tuple[float, ...], ...]  # of the prepared volume
     box: Box  # first and last + 1 voxel along each axis that is the scan's own, not padding
-    factors: dict[str, float] = {}  # what made it, of a synthetic scan; of people, nothing is kept
+    lost: float  # share of its brain that was cut off
+    covariates: dict[str, float | str] = {}  # of the subject at that session
     warnings: tuple[str, ...] = ()
 
 
@@ -39,6 +42,7 @@ class CohortIndex(BaseModel):
     model_config = ConfigDict(frozen=True)
     format: int
     name: str
+    layout: LayoutName
     fingerprint: str
     settings: CohortSettings
     shape: tuple[int, int, int]
@@ -74,8 +78,7 @@ class Cohort:
     @cached_property
     def rows(self) -> dict[Split, list[int]]:
         """The rows of `volumes` in each split."""
-        splits: tuple[Split, ...] = ("train", "val", "test")
-        return {split: [row for row, scan in enumerate(self.index.scans) if scan.split == split] for split in splits}
+        return {split: [row for row, scan in enumerate(self.index.scans) if scan.split == split] for split in SPLITS}
 
     def read(self, rows: Sequence[int]) -> npt.NDArray[np.float32]:
         """Scans `rows` as z-scores, (B, 1, X, Y, Z)."""
@@ -95,34 +98,15 @@ class Cohort:
         return np.stack([self.brain(row).reshape(blocks).mean((1, 3, 5), dtype=np.float32) for row in rows])
 
     def factors(self, rows: Sequence[int]) -> dict[str, list[float]]:
-        """What made scans `rows`, by factor; nothing unless they are synthetic."""
-        scans = [self.index.scans[row] for row in rows]
-        names = [name for name in scans[0].factors if all(name in scan.factors for scan in scans)]
-        return {name: [scan.factors[name] for scan in scans] for name in names}
+        """The ages, and the like, of the subjects of scans `rows`: those factors that are known of all of them."""
+        known: dict[str, list[float]] = {}
+        for name in KNOWN_FACTORS:
+            values = [self.index.scans[row].covariates.get(name) for row in rows]
+            if all(isinstance(value, float) for value in values):
+                known[name] = [float(value) for value in values if value is not None]
+        return known
 
     def summary(self) -> str:
         """One line: how many scans of what shape in which split."""
         counts = " / ".join(f"{len(rows)} {split}" for split, rows in self.rows.items())
         return f"{len(self.index.scans)} scans of {'x'.join(map(str, self.index.shape))} voxels, {counts}"
-
-
-def split_subjects(subjects: Sequence[str], settings: CohortSettings) -> dict[str, Split]:
-    """Which split each subject is in: seeded, in the shares asked for, at least one subject in each that has a share.
-
-    Raises:
-        DataError: there are fewer than 3 subjects.
-    """
-    names = sorted(set(subjects))
-    if len(names) < 3:
-        found = ", ".join(names) or "none"
-        subjects_found = f"{len(names)} subject{'' if len(names) == 1 else 's'} ({found})"
-        raise DataError(f"{subjects_found} cannot be split into train, val and test; give scans of at least 3")
-    order = list(np.random.default_rng(settings.split_seed).permutation(len(names)))
-    _, val, test = shares = [float(share) for share in settings.split.split("/")]
-    assigned: dict[str, Split] = {}
-    held_out: tuple[tuple[Split, float], ...] = (("val", val), ("test", test))
-    for split, share in held_out:
-        count = max(1, round(share / sum(shares) * len(names))) if share else 0
-        for _ in range(min(count, len(order) - 1)):
-            assigned[names[order.pop()]] = split
-    return {name: assigned.get(name, "train") for name in names}

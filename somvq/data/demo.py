@@ -17,7 +17,6 @@ from somvq.data.synthetic import Factors, Grid, make_subject
 from somvq.errors import DataError
 from somvq.files import write_json, write_whole
 
-KNOWN = ("age", "atrophy")  # the factors that are kept with a prepared demo cohort
 RECIPE = 1  # raise it when the same arguments no longer make the same bytes
 VOXEL_LIMITS_MM = (1.0, 8.0)
 
@@ -61,14 +60,6 @@ def write_manifest(path: Path, rows: list[dict[str, object]]) -> None:
     table.writeheader()
     table.writerows(rows)
     write_whole(path, lambda file: file.write(text.getvalue().encode()))
-
-
-def known_factors(folder: Path) -> dict[str, dict[str, float]]:
-    """What made each scan of a demo cohort that a codebook might tell of, by file; nothing of any other folder."""
-    if not (folder / "demo.json").exists() or not (folder / "manifest.csv").exists():
-        return {}
-    with (folder / "manifest.csv").open(newline="") as file:
-        return {row["path"]: {name: float(row[name]) for name in KNOWN} for row in csv.DictReader(file)}
 
 
 def check_arguments(subjects: int, voxel_mm: float, seed: int) -> None:

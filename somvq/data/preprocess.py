@@ -1,77 +1,27 @@
-"""One scan from its file to an array a model can read; every step refuses what it cannot do honestly."""
+"""One scan from its own grid to the cohort's: straightened, resampled, centred, cropped or padded, z-scored."""
 
-import gzip
 import math
-import warnings
-import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
-import nibabel as nib
 import numpy as np
-import numpy.typing as npt
-from nibabel.filebasedimages import ImageFileError
-from nibabel.imageglobals import logger as nibabel_log
-from nibabel.orientations import OrientationError
-from nibabel.spatialimages import HeaderDataError
 from scipy import ndimage
 
+from somvq.config import CohortSettings
+from somvq.data.scan import LARGEST_SCAN, Mask, Remark, Scan, Volume, brighter_than_background
 from somvq.errors import DataError
 from somvq.readings import Choice, Difference
 
-Volume = npt.NDArray[np.float32]
-Mask = npt.NDArray[np.bool_]
-Affine = npt.NDArray[np.float64]
 Shape = tuple[int, int, int]
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+Sides = tuple[float, float, float]
 
-LARGEST_SCAN = 1024**3  # voxels; a header that claims more is damaged, and would fill the memory
-VOXEL_LIMITS_MM = (0.05, 20)  # lengths of a side; outside are metres, micrometres and damage
-BRAIN_THRESHOLD = 0.05  # from the 1st to the 99th percentile; noise fills the air of many scans, so 0 will not do
-BRAIN_LITRES = (0.8, 2.7)  # of what is brighter than that: stripped brains have 1.5 to 2.1, whole heads 3.3 to 4.8
+BRAIN_LITRES = (0.8, 2.7)  # of what is brighter than background: stripped brains have 1.5 to 2.1, heads 3.3 to 4.8
 LOSS_TO_WARN, LOSS_TO_REFUSE = 0.005, 0.05  # share of brain voxels that a crop cuts off
-FEWEST_VALUES = 8  # a mask or a map of tissues has fewer different values, a scan has many more
-TILT_TO_WARN = 5.0  # degrees between a scan's axes and the world's
+STRAIGHT_DEGREES = 1.0  # a scan tilted by less lies within about a voxel of the world's axes
+MARGIN = 4  # voxels round what is resampled
 PEAK_TO_WARN = 30.0  # deviations from the mean; the eyes and vessels of a head stay below 15
-UNREADABLE = (  # all that nibabel raises on a damaged file
-    ImageFileError,
-    HeaderDataError,
-    OrientationError,
-    EOFError,
-    OSError,
-    zlib.error,
-    ValueError,
-    MemoryError,
-    TypeError,
-    OverflowError,
-    KeyError,
-    np.linalg.LinAlgError,
-)
-
-
-@dataclass(frozen=True)
-class Scan:
-    """A T1 volume in RAS order: `voxels` (X, Y, Z), `affine` (4, 4) from voxel to world in mm."""
-
-    path: Path
-    voxels: Volume
-    affine: Affine
-    warnings: tuple[str, ...] = ()
-
-    @property
-    def voxel_mm(self) -> tuple[float, float, float]:
-        """Side lengths of a voxel, from the affine: headers' own zooms can disagree with it."""
-        x, y, z = nib.affines.voxel_sizes(self.affine)
-        return float(x), float(y), float(z)
-
-    @property
-    def tilt(self) -> float:
-        """The largest angle between an axis of the scan and the world's, in degrees."""
-        cosines = np.abs(np.diag(self.affine)[:3]) / self.voxel_mm
-        return math.degrees(math.acos(min(1.0, cosines.min())))
+PEAK_TO_REFUSE = 60_000.0  # float16 ends at 65,504
 
 
 @dataclass(frozen=True)
@@ -82,175 +32,88 @@ class Fitted:
     mean: float
     deviation: float
     box: Box
+    lost: float  # share of its brain that was cut off
 
 
-def read_scan(path: Path) -> Scan:
-    """The scan at `path`, in the closest RAS order, as float32.
+def on_cohort_grid(scan: Scan, voxel_mm: float | None, shape: Shape) -> Scan:
+    """`scan` with voxels of the cohort's size along the world's axes; as it is where it lies so already.
 
-    Raises:
-        DataError: one line that names the file, what is wrong with it and what to do.
-    """
-    with quiet():
-        try:
-            check_stream(path)
-            image: Any = nib.load(path, mmap=False)
-            check_header(path, image)
-            doubts = orientation_doubts(image)
-            voxels, affine = to_ras(image)
-        except UNREADABLE as error:
-            raise DataError(f"{path}: cannot be read ({damage(path, error)}); copy or convert it again") from error
-    voxels, mended = check_voxels(path, voxels)
-    return Scan(path, voxels, affine, (*doubts, *mended))
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keeps nibabel's and numpy's remarks from the screen: what matters of them is said in our own words."""
-    disabled, nibabel_log.disabled = nibabel_log.disabled, True
-    try:
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        nibabel_log.disabled = disabled
-
-
-def check_stream(path: Path) -> None:
-    """Reads a gzip stream to its end: nibabel never checks the sum there, and loads flipped bits silently."""
-    if not path.is_file():
-        raise FileNotFoundError(path)  # opening a pipe would wait for ever
-    if path.name.lower().endswith((".gz", ".mgz")):
-        with gzip.open(path) as stream:
-            while stream.read(1 << 22):
-                pass
-
-
-def damage(path: Path, error: BaseException) -> str:
-    """What a file that cannot be read looks like, in a few words."""
-    try:
-        if not path.exists():
-            return f"it is a link to {path.readlink()}, which is not there" if path.is_symlink() else "no such file"
-        if not path.is_file():
-            return "it is not a file"
-        with path.open("rb") as file:
-            head = file.read(132)
-    except OSError as reason:
-        return str(reason.strerror)
-    if not head:
-        return "the file is empty"
-    if b"git-lfs" in head or b"/annex/" in head:
-        return "it is a pointer of git-lfs or git-annex: fetch the data itself"
-    if head[128:] == b"DICM":
-        return "it is a DICOM file: convert it to NIfTI"
-    if isinstance(error, EOFError):
-        return "the gzip stream ends too early: the copy is incomplete"
-    if isinstance(error, zlib.error) or "CRC" in str(error) or "Incorrect length" in str(error):
-        return "the gzip stream is damaged: its checksum does not fit"
-    if head[:2] == b"\x1f\x8b" and not path.name.lower().endswith((".gz", ".mgz")):
-        return "it is gzipped, but its name does not end in .gz: rename it"
-    if isinstance(error, gzip.BadGzipFile):
-        return "it is not gzipped, or is damaged, though its name says it is"
-    if isinstance(error, KeyError):
-        return f"its header names a type of voxels that there is not, {error}"
-    if isinstance(error, ImageFileError):
-        return "it does not begin like a NIfTI or MGH file"
-    return str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
-
-
-def check_header(path: Path, image: Any) -> None:
-    """Refuses, before any voxel is read, what is no single T1 volume in a known place."""
-    shape = tuple(int(side) for side in image.shape)
-    if min(shape, default=0) < 1 or math.prod(shape) > LARGEST_SCAN:
-        raise DataError(f"{path}: its header claims the shape {shape}, which no scan has; copy it again")
-    if len(shape) < 3 or min(shape[:3]) < 2 or max(shape[3:], default=1) > 1:
-        raise DataError(
-            f"{path}: its shape {shape} is not one 3-D volume; extract one T1 volume into a file of its own"
-        )
-    kind = np.dtype(image.get_data_dtype())
-    if kind.kind not in "iuf":
-        sort = "complex" if kind.kind == "c" else "colours"
-        raise DataError(f"{path}: its voxels are {sort}, not numbers on one scale; export the magnitude, in grey")
-    axes = image.affine[:3, :3]
-    sides = np.linalg.norm(axes, axis=0)
-    if not np.isfinite(image.affine).all() or abs(np.linalg.det(axes)) <= 1e-3 * sides.prod():
-        raise DataError(f"{path}: its affine is not invertible, so nobody knows which way is up; set sform or qform")
-    if min(sides) < VOXEL_LIMITS_MM[0] or max(sides) > VOXEL_LIMITS_MM[1]:
-        size = " x ".join(f"{side:.3g}" for side in sides)
-        raise DataError(
-            f"{path}: its affine claims voxels of {size} mm, which no scan has; mend its units or copy it again"
-        )
-
-
-def orientation_doubts(image: Any) -> list[str]:
-    """Why left might be right in `image`, which is used all the same."""
-    header = image.header
-    if isinstance(image, nib.MGHImage):
-        return [] if header["goodRASFlag"] else ["no orientation in its header: left and right are a guess"]
-    sform, qform = int(header["sform_code"]) > 0, int(header["qform_code"]) > 0
-    if not sform and not qform:
-        return ["no orientation in its header: left and right are a guess"]
-    if not (sform and qform):
-        return []
-    try:
-        agree = np.allclose(header.get_qform()[:3, :3], image.affine[:3, :3], atol=0.02)
-    except (ValueError, HeaderDataError):
-        agree = False
-    return [] if agree else ["its sform and qform disagree: the sform is used"]
-
-
-def to_ras(image: Any) -> tuple[Volume, Affine]:
-    """Voxels (X, Y, Z) and affine of `image` with its axes swapped and flipped to the closest RAS order.
-
-    nib.as_closest_canonical does the same by way of a float64 copy: twice the memory.
-    """
-    voxels = image.get_fdata(dtype=np.float32, caching="unchanged")
-    voxels = voxels.reshape(voxels.shape[:3])  # the shape was checked: what follows has length 1
-    order = nib.io_orientation(image.affine)
-    affine = image.affine @ nib.orientations.inv_ornt_aff(order, voxels.shape)
-    return nib.apply_orientation(voxels, order), affine
-
-
-def check_voxels(path: Path, voxels: Volume) -> tuple[Volume, list[str]]:
-    """Refuses voxels that hold no brain; mends a few broken ones, and warns of it."""
-    broken = int(voxels.size - np.isfinite(voxels).sum())
-    if broken > voxels.size // 1000:
-        raise DataError(
-            f"{path}: {broken:,} of {voxels.size:,} voxels are NaN or infinite, more than 0.1 %; "
-            "export it again, with 0 outside the brain"
-        )
-    if broken:
-        voxels = np.nan_to_num(voxels, posinf=0, neginf=0)
-    if voxels.min() == voxels.max():
-        raise DataError(f"{path}: every voxel is {voxels.flat[0]:g}, so there is no brain in it; export it again")
-    x, y, z = (max(1, side // 32) for side in voxels.shape)
-    values = len(np.unique(voxels[::x, ::y, ::z]))
-    if values < FEWEST_VALUES:
-        raise DataError(f"{path}: it holds {values} different values, as a mask or a map of tissues does; remove it")
-    return voxels, [f"{broken:,} NaN or infinite voxels set to 0"] if broken else []
-
-
-def on_grid(scan: Scan, voxel_mm: float) -> bool:
-    """Whether `scan` lies on cubes of side `voxel_mm` along the world's axes already."""
-    return np.allclose(scan.affine[:3, :3], voxel_mm * np.eye(3), atol=1e-3 * voxel_mm)
-
-
-def resample(scan: Scan, voxel_mm: float) -> Scan:
-    """`scan` on a grid of cubes of side `voxel_mm` along the world's axes, linear; as it is when it is there.
+    Of a scan that is resampled, what is too far from its brain to be seen in `shape` is not.
 
     Raises:
-        DataError: the cubes are so small that the scan would not fit in memory.
+        DataError: voxels so small that the scan would not fit in memory.
     """
-    if on_grid(scan, voxel_mm):
+    if voxel_mm is None and scan.tilt <= STRAIGHT_DEGREES:
         return scan
+    sides = scan.voxel_mm if voxel_mm is None else (voxel_mm, voxel_mm, voxel_mm)
+    if lies_on(scan, sides):
+        return scan
+    tilted = Remark(f"its axes are tilted by {scan.tilt:.0f} degrees", "resampled along the world's axes")
+    remarks = scan.remarks if voxel_mm else (*scan.remarks, tilted)
+    return replace(resample(trim(scan, sides, shape), sides, background(scan.voxels)), remarks=remarks)
+
+
+def trim(scan: Scan, voxel_mm: Sides, shape: Shape) -> Scan:
+    """`scan` without what lies further from its brain than a volume of `shape` round it reaches."""
+    window_mm = np.multiply(shape, voxel_mm)
+    if scan.tilt > STRAIGHT_DEGREES:
+        window_mm[:] = np.linalg.norm(window_mm)  # its corners are anywhere
+    near = []
+    for side, have, mm, length_mm in zip(
+        box_of(brain_of(scan)), scan.voxels.shape, scan.voxel_mm, window_mm, strict=True
+    ):
+        reach = max(math.ceil((length_mm / mm - (side.stop - side.start)) / 2), 0) + MARGIN
+        near.append(slice(max(side.start - reach, 0), min(side.stop + reach, have)))
+    affine = scan.affine.copy()
+    affine[:3, 3] += scan.affine[:3, :3] @ [side.start for side in near]
+    return replace(scan, voxels=np.ascontiguousarray(scan.voxels[tuple(near)]), affine=affine)
+
+
+def fit(scan: Scan, shape: Shape, settings: CohortSettings) -> Fitted:
+    """`scan`, on the cohort's grid already, in the cohort's `shape` and as z-scores.
+
+    Raises:
+        DataError: it loses too much brain, or its numbers cannot be z-scores.
+    """
+    brain = brain_of(scan)
+    fitted = PADDING[settings.padding](scan, brain, shape, settings.normalise)
+    litres = float(brain.sum()) * math.prod(scan.voxel_mm) / 1e6
+    return replace(fitted, scan=replace(fitted.scan, remarks=(*fitted.scan.remarks, *judge_size(litres))))
+
+
+def judge_size(litres: float) -> list[Remark]:
+    """What is said of a scan of which so much is brighter than its background."""
+    smallest, largest = BRAIN_LITRES
+    if litres > largest:
+        return [Remark(f"{litres:.2g} litres are brighter than its background", "kept; a whole head? strip its skull")]
+    if litres < smallest:
+        return [Remark(f"only {litres:.2g} litres are brighter than its background", "kept; is it a whole brain?")]
+    return []
+
+
+def lies_on(scan: Scan, voxel_mm: Sides) -> bool:
+    """Whether `scan` has voxels of these sides along the world's axes already."""
+    return np.allclose(scan.affine[:3, :3], np.diag(voxel_mm), atol=1e-3 * min(voxel_mm))
+
+
+def resample(scan: Scan, voxel_mm: Sides, fill: float) -> Scan:
+    """`scan` on a grid with voxels of these sides along the world's axes, linear; `fill` where it was not.
+
+    The grid passes through the world's origin, so that one brain stored in two ways comes out alike.
+
+    Raises:
+        DataError: the voxels are so small that the scan would not fit in memory.
+    """
+    sides = np.array(voxel_mm)[:, None]
     corners = np.array(np.meshgrid(*[(0, side - 1) for side in scan.voxels.shape], indexing="ij")).reshape(3, -1)
-    world = scan.affine[:3, :3] @ corners + scan.affine[:3, 3:]
-    low, high = world.min(1), world.max(1)
-    shape = tuple(math.ceil(length / voxel_mm - 1e-6) + 1 for length in high - low)
+    steps = (scan.affine[:3, :3] @ corners + scan.affine[:3, 3:]) / sides
+    first = np.floor(steps.min(1) + 1e-6)
+    shape = tuple(int(length) + 1 for length in np.ceil(steps.max(1) - 1e-6) - first)
     if math.prod(shape) > LARGEST_SCAN:
         size = "x".join(map(str, shape))
-        raise DataError(f"{scan.path}: with voxels of {voxel_mm:g} mm it has {size}; ask for a larger --voxel-mm")
-    affine = np.diag([voxel_mm, voxel_mm, voxel_mm, 1.0])
-    affine[:3, 3] = low
+        raise DataError(f"{scan.path}: with voxels of {voxel_mm[0]:g} mm it has {size}; ask for a larger --voxel-mm")
+    affine = np.diag([*voxel_mm, 1.0])
+    affine[:3, 3] = first * voxel_mm
     back = np.linalg.inv(scan.affine) @ affine
     voxels = ndimage.affine_transform(
         antialias(scan, voxel_mm),
@@ -259,18 +122,19 @@ def resample(scan: Scan, voxel_mm: float) -> Scan:
         output_shape=shape,
         order=1,
         mode="grid-constant",
-        cval=background(scan.voxels),
+        cval=fill,
     )
     return replace(scan, voxels=voxels, affine=affine)
 
 
-def antialias(scan: Scan, voxel_mm: float) -> Volume:
+def antialias(scan: Scan, voxel_mm: Sides) -> Volume:
     """The scan's voxels without the detail that a grid of `voxel_mm` cannot hold.
 
     A Gaussian that makes the full width at half maximum of the old voxels that of the new (Cardoso et al. 2015).
     """
-    sigma = [math.sqrt(max((voxel_mm / side) ** 2 - 1, 0)) / 2.355 for side in scan.voxel_mm]
-    return ndimage.gaussian_filter(scan.voxels, sigma) if max(sigma) > 0.1 else scan.voxels
+    ratios = [new / old for new, old in zip(voxel_mm, scan.voxel_mm, strict=True)]
+    sigma = [math.sqrt(max(ratio**2 - 1, 0)) / 2.355 for ratio in ratios]
+    return ndimage.gaussian_filter(scan.voxels, sigma) if max(sigma) > 0.25 else scan.voxels  # less does nothing
 
 
 def background(voxels: Volume) -> float:
@@ -291,13 +155,6 @@ def brain_of(scan: Scan) -> Mask:
     return inside
 
 
-def brighter_than_background(voxels: Volume) -> Mask:
-    """Where a skull-stripped volume (X, Y, Z), in any units, is not background."""
-    low, high = np.percentile(voxels, (1, 99))
-    inside: Mask = voxels > low + BRAIN_THRESHOLD * (high - low)
-    return inside
-
-
 def box_of(inside: Mask) -> tuple[slice, slice, slice]:
     """The smallest box that holds every voxel of the brain."""
     x, y, z = ndimage.find_objects(inside.view(np.uint8))[0]
@@ -305,9 +162,10 @@ def box_of(inside: Mask) -> tuple[slice, slice, slice]:
 
 
 def brain_extent(scan: Scan, voxel_mm: float | None) -> tuple[int, int, int]:
-    """Length of the brain along each axis in voxels, once resampled to `voxel_mm` (none: as it is)."""
+    """Length of the brain along each axis in voxels of the cohort's grid (`voxel_mm`; none: the scan's own)."""
     inside = brain_of(scan)
-    if voxel_mm is None or on_grid(scan, voxel_mm):
+    sides = scan.voxel_mm if voxel_mm is None else (voxel_mm, voxel_mm, voxel_mm)
+    if lies_on(scan, sides) or (voxel_mm is None and scan.tilt <= STRAIGHT_DEGREES):
         x, y, z = (side.stop - side.start for side in box_of(inside))
         return x, y, z
     columns = inside.any(axis=2)  # the ends of columns reach as far in any direction as all voxels do
@@ -315,43 +173,36 @@ def brain_extent(scan: Scan, voxel_mm: float | None) -> tuple[int, int, int]:
     high = inside.shape[2] - 1 - inside[:, :, ::-1].argmax(axis=2)[columns]
     ends = np.hstack([[*np.nonzero(columns), low], [*np.nonzero(columns), high]])
     length_mm = np.ptp(scan.affine[:3, :3] @ ends, axis=1)
-    x, y, z = (math.ceil(length / voxel_mm) + 1 for length in length_mm)
+    x, y, z = (math.ceil(length / side) + 1 for length, side in zip(length_mm, sides, strict=True))
     return x, y, z
 
 
-def prepare_scan(path: Path, voxel_mm: float | None) -> Scan:
-    """The scan at `path` on the cohort's grid."""
-    scan = read_scan(path)
-    if voxel_mm:
-        return resample(scan, voxel_mm)
-    tilted = f"its axes are tilted by {scan.tilt:.0f} degrees: --voxel-mm {min(scan.voxel_mm):.3g} straightens them"
-    return replace(scan, warnings=(*scan.warnings, tilted)) if scan.tilt > TILT_TO_WARN else scan
-
-
-def pad_with_background(scan: Scan, shape: Shape) -> Fitted:
+def pad_with_background(scan: Scan, brain: Mask, shape: Shape, normalised: str) -> Fitted:
     """The scan in `shape` round its brain, then z-scored: the paper's text.
 
     Padding repeats the scan's own background: a frame of another value would be walls that the codebook learns.
     """
-    box = box_of(brain_of(scan))
-    start = [(side.start + side.stop - length) // 2 for side, length in zip(box, shape, strict=True)]
-    scan, box_of_scan = fit_to(scan, shape, start, background(scan.voxels))
-    scan, mean, deviation = normalise(scan)
-    return Fitted(scan, mean, deviation, box_of_scan)
+    start = [(side.start + side.stop - length) // 2 for side, length in zip(box_of(brain), shape, strict=True)]
+    padded, box, lost = fit_to(scan, brain, shape, start, background(scan.voxels))
+    measured = padded.voxels if normalised == "volume" else scan.voxels[brain]
+    return Fitted(*normalise(padded, measured), box, lost)
 
 
-def pad_with_mean(scan: Scan, shape: Shape) -> Fitted:
+def pad_with_mean(scan: Scan, brain: Mask, shape: Shape, normalised: str) -> Fitted:
     """z-scores of the scan, then padded with 0 round its middle: a frame as bright as the mean, as in the paper's code.
 
     Of 7 missing voxels 4 go before and 3 behind.
     """
-    scan, mean, deviation = normalise(scan)
+    scan, mean, deviation = normalise(scan, scan.voxels if normalised == "volume" else scan.voxels[brain])
     start = [(have - want) // 2 for have, want in zip(scan.voxels.shape, shape, strict=True)]
-    scan, box_of_scan = fit_to(scan, shape, start, 0.0)
-    return Fitted(scan, mean, deviation, box_of_scan)
+    padded, box, lost = fit_to(scan, brain, shape, start, 0.0)
+    return Fitted(padded, mean, deviation, box, lost)
 
 
-PADDING: dict[str, Callable[[Scan, Shape], Fitted]] = {"background": pad_with_background, "mean": pad_with_mean}
+PADDING: dict[str, Callable[[Scan, Mask, Shape, str], Fitted]] = {
+    "background": pad_with_background,
+    "mean": pad_with_mean,
+}
 PADDING_OF: Difference[str] = Difference(
     "Padding and z-scores (the cohort's; not of a run)",
     "padded, then z-normalised",
@@ -363,29 +214,24 @@ PADDING_OF: Difference[str] = Difference(
 )
 
 
-def fit_to(scan: Scan, shape: Shape, start: list[int], fill: float) -> tuple[Scan, Box]:
-    """The scan cropped or padded to `shape`, whose first voxel is `start` in the scan; and where it lies in it.
+def fit_to(scan: Scan, brain: Mask, shape: Shape, start: list[int], fill: float) -> tuple[Scan, Box, float]:
+    """The scan cropped or padded to `shape`, whose first voxel is `start` in it; where it lies there; what is lost.
 
     Raises:
         DataError: the crop would cut off more than 5 % of the brain.
     """
-    inside = brain_of(scan)
     source, target = overlap(start, scan.voxels.shape, shape)
-    brain, kept = int(inside.sum()), int(inside[source].sum())
-    lost = 1 - kept / brain
+    lost = 1 - int(brain[source].sum()) / int(brain.sum())
     cut = f"{lost:.1%} of its brain lies outside {'x'.join(map(str, shape))} voxels"
     if lost > LOSS_TO_REFUSE:
         raise DataError(f"{scan.path}: {cut}, more than {LOSS_TO_REFUSE:.0%}; ask for a larger --shape")
-    doubts = [cut] if lost > LOSS_TO_WARN else []
-    litres = brain * math.prod(scan.voxel_mm) / 1e6
-    if not BRAIN_LITRES[0] <= litres <= BRAIN_LITRES[1]:
-        doubts.append(f"{litres:.2g} litres are brighter than its background: is it a whole brain without its skull?")
+    remarks = [Remark(cut, "cut off; a larger --shape keeps it")] if lost > LOSS_TO_WARN else []
     voxels = np.full(shape, fill, np.float32)
     voxels[target] = scan.voxels[source]
     affine = scan.affine.copy()
     affine[:3, 3] += scan.affine[:3, :3] @ np.array(start, float)
     x, y, z = ((side.start, side.stop) for side in target)
-    return Scan(scan.path, voxels, affine, (*scan.warnings, *doubts)), (x, y, z)
+    return Scan(scan.path, voxels, affine, (*scan.remarks, *remarks)), (x, y, z), lost
 
 
 def overlap(
@@ -399,13 +245,22 @@ def overlap(
     return source, target
 
 
-def normalise(scan: Scan) -> tuple[Scan, float, float]:
-    """z-scores of the whole volume, with its mean and deviation."""
-    mean = float(scan.voxels.mean(dtype=np.float64))
-    voxels = scan.voxels - np.float32(mean)
-    deviation = math.sqrt(sum(float(np.square(plane, dtype=np.float64).sum()) for plane in voxels) / (voxels.size - 1))
-    voxels /= deviation
+def normalise(scan: Scan, measured: Volume) -> tuple[Scan, float, float]:
+    """z-scores of `scan` by the mean and deviation of `measured`, its whole volume or what is brain in it.
+
+    Raises:
+        DataError: a voxel is so far from the mean that it cannot be stored.
+    """
+    mean = float(measured.mean(dtype=np.float64))
+    with np.errstate(all="ignore"):  # what comes of it is judged below
+        parts = measured if measured.ndim > 1 else [measured]
+        squares = sum(float(np.square(part - np.float32(mean), dtype=np.float64).sum()) for part in parts)
+        deviation = math.sqrt(squares / (measured.size - 1))
+        voxels = scan.voxels - np.float32(mean)
+        voxels /= np.float32(deviation)
     peak = max(float(voxels.max()), -float(voxels.min()))
-    artefact = f"one of its voxels is {peak:.0f} deviations from the mean: an artefact that flattens the brain?"
-    doubts = (artefact,) if peak > PEAK_TO_WARN else ()
-    return replace(scan, voxels=voxels, warnings=scan.warnings + doubts), mean, deviation
+    far = f"one of its voxels is {peak:.0f} deviations from the mean"
+    if not peak < PEAK_TO_REFUSE:
+        raise DataError(f"{scan.path}: {far}, an artefact that leaves nothing of the brain; export it again")
+    artefact = [Remark(far, "kept; an artefact that flattens the brain?")] if peak > PEAK_TO_WARN else []
+    return replace(scan, voxels=voxels, remarks=(*scan.remarks, *artefact)), mean, deviation

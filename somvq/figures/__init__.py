@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI = 100
-INK, FAINT, PAPER, DARK = "#1f2430", "#8b93a1", "#ffffff", "#101318"
+INK, FAINT, PAPER, DARK, LIGHT = "#1f2430", "#8b93a1", "#ffffff", "#101318", "#e8eaee"
 BLUE, ORANGE = "#0072b2", "#d55e00"  # Okabe and Ito's, told apart by everyone
+SHADES = 64  # of a scan's greys: the eye hardly sees more, and the PNG of a study is uploaded many times
 
 STYLE: dict[str, Any] = {
     "figure.dpi": DPI,
@@ -98,6 +99,18 @@ def checked(name: str, values: Any, axes: int) -> NDArray[np.float64]:
     if not np.isfinite(array).all():
         raise ValueError(f"{name}: {np.count_nonzero(~np.isfinite(array))} of {array.size} values are not finite")
     return array
+
+
+def grey_window(scan: NDArray[np.float64]) -> tuple[float, float]:
+    """What is black and what is white in a scan: its 0.5 and 99.5 %, never the same."""
+    low, high = np.percentile(scan, (0.5, 99.5))
+    return float(low), float(high if high > low else low + 1)
+
+
+def mid_slices(volume: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+    """Middle sagittal, coronal and axial slice: superior (axial: anterior) up; right, or front, on the left."""
+    x, y, z = (size // 2 for size in volume.shape)
+    return [plane.T[::-1, ::-1] for plane in (volume[x], volume[:, y], volume[:, :, z])]
 
 
 def check_map(name: str, count: int, height: int, width: int) -> None:

@@ -8,12 +8,10 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
-from somvq.figures import DARK, DPI, blank, checked, styled
+from somvq.figures import DARK, DPI, LIGHT, SHADES, blank, checked, grey_window, mid_slices, styled
 
 ERROR = Normalize(0, 2)  # z; fixed, so that the errors of all epochs and trials can be compared
-LIGHT, LEFT, RIGHT, TOP, GAP = "#e8eaee", 44, 84, 34, 6  # a colour, and pixels
-WIDTH = 880  # pixels
-SHADES = 64  # the eye hardly sees more, and the PNG of a study is uploaded many times
+WIDTH, LEFT, RIGHT, TOP, GAP = 880, 44, 84, 34, 6  # pixels
 
 Slices = list[NDArray[np.float64]]
 Row = tuple[str, Slices, str, Normalize]  # label, slices, colour map, window
@@ -25,9 +23,8 @@ def draw_reconstruction(scan: ArrayLike, reconstruction: ArrayLike, quantised: A
     The grey window is the scan's own 0.5 to 99.5 %, for all rows; voxels are taken to be cubes.
     """
     truth = checked("scan", scan, axes=3)
-    low, high = np.percentile(truth, (0.5, 99.5))
-    window = Normalize(low, high if high > low else low + 1)
-    rows: list[Row] = [("scan", _slices(truth), "gray", window)]
+    window = Normalize(*grey_window(truth))
+    rows: list[Row] = [("scan", mid_slices(truth), "gray", window)]
     for label, values in (("$x'_e$", reconstruction), ("$x'_q$", quantised)):
         if values is None:
             continue
@@ -37,16 +34,10 @@ def draw_reconstruction(scan: ArrayLike, reconstruction: ArrayLike, quantised: A
                 f"the scan has the shape {truth.shape}, its reconstruction {label.strip('$')} {made.shape}"
             )
         error = np.abs(made - truth)
-        rows.append((f"reconstruction {label}", _slices(made), "gray", window))
-        rows.append((f"|error| of {label}, mean {error.mean():.2f}", _slices(error), "inferno", ERROR))
+        rows.append((f"reconstruction {label}", mid_slices(made), "gray", window))
+        rows.append((f"|error| of {label}, mean {error.mean():.2f}", mid_slices(error), "inferno", ERROR))
     with styled():
         return _lay_out(rows)
-
-
-def _slices(volume: NDArray[np.float64]) -> Slices:
-    """Middle sagittal, coronal and axial slice: superior (axial: anterior) up; right, or front, on the left."""
-    x, y, z = (size // 2 for size in volume.shape)
-    return [plane.T[::-1, ::-1] for plane in (volume[x], volume[:, y], volume[:, :, z])]
 
 
 def _lay_out(rows: list[Row]) -> Figure:

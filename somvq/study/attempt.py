@@ -4,7 +4,6 @@ A crash, a segmentation fault or the kernel's out-of-memory killer takes this pr
 in state.json; its parent, the worker, tells Optuna and W&B.
 """
 
-import ctypes
 import fcntl
 import os
 import signal
@@ -17,10 +16,10 @@ from pathlib import Path
 from types import FrameType
 
 from somvq.errors import DataError, SomvqError
+from somvq.processes import die_with
 from somvq.runs import Run, State
 
 EXIT: dict[State, int] = {"complete": 0, "diverged": 0, "failed": 1, "interrupted": 143}
-PR_SET_PDEATHSIG = 1
 TAKEOVER_S = 30.0  # how long a dying predecessor may keep the run
 
 
@@ -71,14 +70,6 @@ def train(run: Run, should_stop: Callable[[], bool]) -> tuple[State, str]:
         traceback.print_exc()  # goes to the run's attempts.log
         return "failed", f"{type(error).__name__}: {error}".splitlines()[0][:300]
     return "complete", ""
-
-
-def die_with(parent: int, by: signal.Signals = signal.SIGKILL) -> None:
-    """Ends this process when `parent` does, however it does: an orphan would train beside its successor."""
-    if sys.platform == "linux":  # elsewhere it is noticed at the next step
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, by)
-    if os.getppid() != parent:
-        raise SystemExit(143)
 
 
 def take(descriptor: int) -> None:

@@ -13,14 +13,18 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from somvq.config import CODES, ENCODER_STRIDE, CohortSettings, RunConfig, batch_size
-from somvq.data.cache import OnScan, prepare_cohort
+from somvq.data.cache import prepare_cohort
+from somvq.data.check import Checked, check_cohort
 from somvq.data.cohort import Cohort
 from somvq.data.demo import make_demo_cohort
+from somvq.data.survey import OnScan
 from somvq.definitions import JobDefinition, Sweep
 from somvq.errors import DefinitionError
 from somvq.executors import EXECUTORS
 from somvq.runs import Run
 from somvq.settings import PREFIX, Settings
+from somvq.sources import find_scans
+from somvq.sources.found import Found
 from somvq.study.record import (
     OpenStudy,
     StudyRecord,
@@ -121,13 +125,30 @@ def prepare(settings: Settings, wanted: CohortSettings, console: Console) -> Coh
                 voxel_mm=DEMO_VOXEL_MM,
                 on_subject=lambda done, of: on_scan("making brains", done, of),
             )
-    return prepare_scans(folder, wanted, settings.cohorts.resolve() / "prepared", console)
+    return prepare_scans(folder, wanted, prepared_folder(settings), console)
+
+
+def prepared_folder(settings: Settings) -> Path:
+    """Where prepared cohorts are kept."""
+    return settings.cohorts.resolve() / "prepared"
+
+
+def check(folder: Path, wanted: CohortSettings, console: Console) -> Checked:
+    """Every scan in `folder` tried; says what was found before it is read."""
+    found = find(folder, wanted, console)
+    with progress_bar(console) as on_scan:
+        return check_cohort(folder, found, wanted, on_scan)
 
 
 def prepare_scans(folder: Path, wanted: CohortSettings, caches: Path, console: Console) -> Cohort:
-    """The scans in `folder` prepared below `caches`; says what they are, and what is odd about them."""
+    """The scans in `folder` prepared below `caches`."""
+    return prepare_found(folder, find(folder, wanted, console), wanted, caches, console)
+
+
+def prepare_found(folder: Path, found: Found, wanted: CohortSettings, caches: Path, console: Console) -> Cohort:
+    """What was found in `folder`, prepared below `caches`; says what it is, and what is odd about it."""
     with progress_bar(console) as on_scan:
-        prepared = prepare_cohort(folder, wanted, caches, on_scan)
+        prepared = prepare_cohort(folder, wanted, caches, on_scan, found)
     console.print(f"cohort   {folder}: {prepared.summary()}", soft_wrap=True)
     for line in prepared.index.left_out:
         console.print(f"[yellow]left out[/] {escape(line)}", soft_wrap=True)
@@ -135,6 +156,17 @@ def prepare_scans(folder: Path, wanted: CohortSettings, caches: Path, console: C
         for warning in scan.warnings:
             console.print(f"[yellow]warning[/]  {escape(f'{scan.file}: {warning}')}", soft_wrap=True)
     return prepared
+
+
+def find(folder: Path, wanted: CohortSettings, console: Console) -> Found:
+    """What there is in `folder`, said before it is read."""
+    found = find_scans(folder, wanted)
+    console.print(f"cohort   {folder}: {len(found.scans)} scans, laid out as {found.layout}", soft_wrap=True)
+    for note in found.notes:
+        console.print(f"         {escape(note)}", soft_wrap=True)
+    for line in found.left_out:
+        console.print(f"[yellow]left out[/] {escape(line)}", soft_wrap=True)
+    return found
 
 
 @contextmanager

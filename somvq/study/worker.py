@@ -5,8 +5,8 @@ from types import FrameType
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from somvq.processes import die_with
 from somvq.settings import Settings
-from somvq.study.attempt import die_with
 from somvq.study.claim import claim_trial
 from somvq.study.record import load_study
 from somvq.study.status import silence_optuna

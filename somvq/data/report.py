@@ -1,0 +1,162 @@
+"""Cohorts as people and scripts read them: tables and JSON."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from somvq.data.check import Checked
+from somvq.data.cohort import SPLITS, Cohort, ScanEntry
+from somvq.data.scan import Geometry
+from somvq.data.survey import Look, below
+
+USED, LEFT_OUT = "used", "left out"
+
+
+def check_table(checked: Checked) -> Table:
+    """Every scan: whose, which file, how it lies, what is wrong with it, and what is done about that."""
+    table = plain_table("subject", "file", "shape", "mm", "axes", "problem", "what is done")
+    for row in check_rows(checked):
+        style = "red" if row["done"] == LEFT_OUT else "yellow" if row["problem"] else None
+        words = [row["subject"], row["file"], by(row["shape"]), voxel(row["voxel_mm"]), row["axes"]]
+        table.add_row(*map(escape, [*words, row["problem"], row["done"]]), style=style)
+    return table
+
+
+def check_rows(checked: Checked) -> list[dict[str, Any]]:
+    """What check_table shows, for scripts; the scans that are not there first."""
+    lost = []
+    for line in checked.found.left_out:
+        file, _, problem = line.partition(": ")
+        lost.append({"subject": "", "session": "", "file": file, **as_json(Geometry()), "problem": first(problem),
+                     "done": LEFT_OUT})  # fmt: skip
+    return lost + [check_row(checked, look) for look in checked.looks]
+
+
+def check_row(checked: Checked, look: Look) -> dict[str, Any]:
+    """One scan."""
+    scan = look.source.scan
+    known = {"subject": scan.subject, "session": scan.session, "file": scan.file, **as_json(look.geometry)}
+    if look.refusal:
+        return {**known, "problem": first(look.refusal.removeprefix(f"{scan.path}: ")), "done": LEFT_OUT}
+    problems = "\n".join(remark.problem for remark in look.remarks)
+    return {**known, "problem": problems, "done": "\n".join(remark.done for remark in look.remarks) or USED}
+
+
+def check_lines(checked: Checked) -> list[str]:
+    """What the table comes to: how many scans can be used, what is wrong with the others, what to do next."""
+    usable, refused = checked.usable, checked.refused
+    odd = sum(bool(look.remarks) for look in usable)
+    lines = ["", f"{len(usable)} of {len(checked.looks) + len(checked.found.left_out)} scans can be used"
+                 + (f", {odd} of them with a warning" if odd else "")]  # fmt: skip
+    if checked.shape:
+        counts = [[checked.splits[look.source.scan.subject] for look in usable].count(split) for split in SPLITS]
+        shares = " / ".join(f"{count} {split}" for count, split in zip(counts, SPLITS, strict=True))
+        lines.append(f"prepared they have {by(checked.shape)} voxels: {shares}")
+    lines += [f"left out {below(checked.folder, line)}" for line in refused]
+    if checked.complaint:
+        lines.append(f"no cohort: {checked.complaint}")
+    else:
+        lines.append("next     the same options: somvq cohort prepare, or somvq sweep psom --cohort")
+    return lines
+
+
+def check_report(checked: Checked) -> dict[str, Any]:
+    """All of a check, for scripts."""
+    return {
+        "layout": checked.found.layout,
+        "notes": checked.found.notes,
+        "usable": len(checked.usable),
+        "left_out": [below(checked.folder, line) for line in checked.refused],
+        "shape": checked.shape,
+        "complaint": checked.complaint,
+        "scans": check_rows(checked),
+    }
+
+
+def list_table(cohorts: Sequence[Cohort]) -> Table:
+    """Prepared cohorts, one a line."""
+    table = plain_table("cohort", "layout", "scans", "subjects", "voxels", "train/val/test", "warned", "left out", "MB")
+    for cohort in cohorts:
+        known = describe_cohort(cohort)
+        counts = [known["scans"], known["subjects"], by(known["shape"]), "/".join(map(str, known["splits"].values()))]
+        odd = [known["warned"], known["left_out"], f"{known['bytes'] / 1e6:,.0f}"]
+        table.add_row(cohort.folder.name, known["layout"], *map(str, counts), *map(str, odd))
+    return table
+
+
+def describe_cohort(cohort: Cohort) -> dict[str, Any]:
+    """A prepared cohort in numbers."""
+    index = cohort.index
+    return {
+        "name": cohort.folder.name,
+        "folder": str(cohort.folder),
+        "layout": index.layout,
+        "fingerprint": index.fingerprint,
+        "scans": len(index.scans),
+        "subjects": len({scan.subject for scan in index.scans}),
+        "shape": index.shape,
+        "splits": {split: len(rows) for split, rows in cohort.rows.items()},
+        "warned": sum(bool(scan.warnings) for scan in index.scans),
+        "left_out": len(index.left_out),
+        "bytes": sum(path.stat().st_size for path in cohort.folder.iterdir()),
+    }
+
+
+def summary_lines(cohort: Cohort) -> list[str]:
+    """How a prepared cohort was made."""
+    index, known = cohort.index, describe_cohort(cohort)
+    chosen = {name: value for name, value in index.settings.decisive().items() if value is not None}
+    covariates = sorted({name for scan in index.scans for name in scan.covariates})
+    return [
+        f"cohort     {known['name']}: {cohort.summary()}, {known['bytes'] / 1e6:,.0f} MB, laid out as {index.layout}",
+        f"settings   {', '.join(f'{name} {value}' for name, value in chosen.items())}",
+        f"covariates {', '.join(covariates) or 'none'}",
+        f"made with  {', '.join(f'{name} {number}' for name, number in index.versions.items())}",
+        *(f"left out   {line}" for line in index.left_out),
+    ]
+
+
+def show_table(cohort: Cohort) -> Table:
+    """The scans of a prepared cohort."""
+    table = plain_table("subject", "session", "split", "file", "mean", "deviation", "brain lost", "warnings")
+    for scan in cohort.index.scans:
+        numbers = [f"{scan.mean:.4g}", f"{scan.deviation:.4g}", f"{scan.lost:.1%}" if scan.lost else ""]
+        words = [scan.subject, scan.session, scan.split, scan.file, *numbers, "\n".join(scan.warnings)]
+        table.add_row(*map(escape, words), style="yellow" if scan.warnings else None)
+    return table
+
+
+def label(scan: ScanEntry) -> str:
+    """What a scan is called above its picture."""
+    return " ".join(filter(None, [scan.subject, scan.session, scan.split]))
+
+
+def plain_table(*headings: str) -> Table:
+    """A table without a frame."""
+    table = Table(box=None, pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    return table
+
+
+def as_json(geometry: Geometry) -> dict[str, Any]:
+    """How a scan lies in its file."""
+    return {"shape": geometry.shape, "voxel_mm": geometry.voxel_mm, "axes": geometry.axes}
+
+
+def by(sides: Sequence[int]) -> str:
+    """Sides as people write them: 144x176x144."""
+    return "x".join(map(str, sides))
+
+
+def voxel(sides: Sequence[float]) -> str:
+    """Voxel sides in mm; one number where they are alike."""
+    numbers = [f"{side:.3g}" for side in sides]
+    return numbers[0] if len(set(numbers)) == 1 else "x".join(numbers)
+
+
+def first(line: str) -> str:
+    """`line` without its advice."""
+    return line.split("; ")[0]

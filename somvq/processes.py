@@ -1,0 +1,64 @@
+"""Processes that end with those that started them, and work that is shared out among them."""
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+from somvq.errors import RunError
+
+T = TypeVar("T")
+R = TypeVar("R")
+PR_SET_PDEATHSIG = 1
+WORTH_A_PROCESS = 8  # scans that one process prepares while another is still starting
+MOST_PROCESSES = 16
+
+
+def die_with(parent: int, by: signal.Signals = signal.SIGKILL) -> None:
+    """Ends this process when `parent` does, however it does: an orphan would work beside its successor."""
+    if sys.platform == "linux":  # elsewhere an attempt notices at its next step
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, by)
+    if os.getppid() != parent:
+        raise SystemExit(143)
+
+
+def usable_cores() -> int:
+    """How many cores this process may use: a Slurm job's, not the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def share_out(work: Callable[[T], R], items: Sequence[T], on_done: Callable[[int], None]) -> list[R]:
+    """`work` of each of `items`, in their order, on all cores where there are many; `on_done` is told how many are.
+
+    Raises:
+        RunError: a process was killed.
+    """
+    processes = min(usable_cores(), len(items) // WORTH_A_PROCESS, MOST_PROCESSES)
+    results: list[R] = []
+    if processes < 2:
+        for item in items:
+            on_done(len(results))
+            results.append(work(item))
+        return results
+    context = multiprocessing.get_context("spawn")  # a fork would keep the locks of a killed parent
+    with ProcessPoolExecutor(processes, context, serve, (os.getpid(),)) as pool:
+        try:
+            for future in [pool.submit(work, item) for item in items]:
+                on_done(len(results))
+                results.append(future.result())
+        except BrokenProcessPool as error:
+            raise RunError(f"a process that read scans was killed after {len(results)}; out of memory?") from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return results
+
+
+def serve(parent: int) -> None:
+    """Makes this process one of `parent`'s: Ctrl-C is the parent's to handle."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    die_with(parent)
