@@ -411,7 +411,7 @@ def cohort_check(
     if json_:
         print(json.dumps(check_report(checked), indent=2))
     else:
-        console.print(check_table(checked))
+        console.print(check_table(checked, console.width))
         for line in check_lines(checked):
             console.print(escape(line), soft_wrap=True)
     if manifest:
@@ -457,7 +457,7 @@ def cohort_show(
     else:
         for line in summary_lines(found):
             console.print(escape(line), soft_wrap=True)
-        console.print(show_table(found))
+        console.print(show_table(found, console.width))
     if montage:
         from somvq.figures import save
         from somvq.figures.montage import draw_montage

@@ -298,9 +298,7 @@ class CohortSettings(Frozen):
     table: Path | None = Field(None, description="clinical table (.csv, .tsv, .xlsx); none: the one in the folder")
     cdr: str | None = Field(None, description="scans of people with these clinical dementia ratings, as in 0 or 0,0.5")
     include_blank_cdr: bool = Field(False, description="with cdr: also people who were never rated")
-    space: str | None = Field(
-        None, description="of BIDS derivatives: T1w or a template's; none: what most have"
-    )
+    space: str | None = Field(None, description="of BIDS derivatives: T1w or a template's; none: what most have")
     take: Literal["session", "subject", "every"] = Field("session", description="scans: the first of each, or every")
     orient: str | None = Field(None, description="axes of files whose headers do not say, as in LAS")
     voxel_mm: Positive | None = Field(None, description="resample to cubes of this side; none: as they are")

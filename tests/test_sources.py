@@ -715,7 +715,7 @@ def test_an_oasis_table_tells_covariates_under_one_name_a_meaning(oasis):
 def test_people_are_chosen_by_rating_and_counted_before_and_after(oasis):
     found = find(oasis, cdr="0")
     assert [(scan.subject, scan.session) for scan in found.scans] == [("OAS1_0001", "MR1")]
-    before = "5 sessions of 4 people (1 second visits or later; CDR 0: 1, 0.5: 1, 1: 1, blank: 2)"
+    before = "5 sessions of 4 people (of them later visits: 1; CDR 0: 1, 0.5: 1, 1: 1, blank: 2)"
     assert found.notes[-1] == f"--cdr 0 keeps 1 sessions of 1 people, of {before}"
     wide = find(oasis, cdr="0,0.5", include_blank_cdr=True)
     assert len(wide.scans) == 4

@@ -50,6 +50,14 @@ class CohortIndex(BaseModel):
     left_out: tuple[str, ...] = ()
     versions: dict[str, str] = {}
 
+    def warnings(self) -> dict[str, list[str]]:
+        """The files of the scans that each warning is of."""
+        files: dict[str, list[str]] = {}
+        for scan in self.scans:
+            for warning in scan.warnings:
+                files.setdefault(warning, []).append(scan.file)
+        return files
+
 
 class Cohort:
     """A prepared cohort, read lazily from its folder."""

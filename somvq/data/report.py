@@ -1,6 +1,7 @@
 """Cohorts as people and scripts read them: tables and JSON."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from rich.markup import escape
@@ -8,40 +9,68 @@ from rich.table import Table
 
 from somvq.data.check import Checked
 from somvq.data.cohort import SPLITS, Cohort, ScanEntry
-from somvq.data.scan import Geometry
+from somvq.data.scan import Geometry, Remark
 from somvq.data.survey import Look, below
+from somvq.sources.found import ScanFile
 
 USED, LEFT_OUT = "used", "left out"
 
 
-def check_table(checked: Checked) -> Table:
-    """Every scan: whose, which file, how it lies, what is wrong with it, and what is done about that."""
+def check_table(checked: Checked, width: int) -> Table:
+    """Every scan: whose, which file, how it lies, what is wrong with it, and what is done about that.
+
+    What is odd about most scans alike is no news of each: check_lines says it once. Long names lose their middle.
+    """
     table = plain_table("subject", "file", "shape", "mm", "axes", "problem", "what is done")
-    for row in check_rows(checked):
+    known_of_most = common_remarks(checked.usable)
+    for row in check_rows(checked, without=known_of_most):
         style = "red" if row["done"] == LEFT_OUT else "yellow" if row["problem"] else None
-        words = [row["subject"], row["file"], by(row["shape"]), voxel(row["voxel_mm"]), row["axes"]]
+        words = [
+            row["subject"],
+            shorten(row["file"], width // 4),
+            by(row["shape"]),
+            voxel(row["voxel_mm"]),
+            row["axes"],
+        ]
         table.add_row(*map(escape, [*words, row["problem"], row["done"]]), style=style)
     return table
 
 
-def check_rows(checked: Checked) -> list[dict[str, Any]]:
-    """What check_table shows, for scripts; the scans that are not there first."""
-    lost = []
-    for line in checked.found.left_out:
-        file, _, problem = line.partition(": ")
-        lost.append({"subject": "", "session": "", "file": file, **as_json(Geometry()), "problem": first(problem),
-                     "done": LEFT_OUT})  # fmt: skip
-    return lost + [check_row(checked, look) for look in checked.looks]
+def check_rows(checked: Checked, without: Collection[Remark] = ()) -> list[dict[str, Any]]:
+    """What a check has found of each scan, those first that are not there; `without` some remarks."""
+    lost = [line.partition(": ") for line in checked.found.left_out]
+    return [
+        *({"subject": "", "session": "", "file": file, **as_json(Geometry()), **left_out(problem)}
+          for file, _, problem in lost),
+        *(check_row(look, without) for look in checked.looks),
+    ]  # fmt: skip
 
 
-def check_row(checked: Checked, look: Look) -> dict[str, Any]:
+def check_row(look: Look, without: Collection[Remark]) -> dict[str, Any]:
     """One scan."""
     scan = look.source.scan
-    known = {"subject": scan.subject, "session": scan.session, "file": scan.file, **as_json(look.geometry)}
+    known = {"subject": scan.subject, "session": visit(scan), "file": scan.file, **as_json(look.geometry)}
     if look.refusal:
-        return {**known, "problem": first(look.refusal.removeprefix(f"{scan.path}: ")), "done": LEFT_OUT}
-    problems = "\n".join(remark.problem for remark in look.remarks)
-    return {**known, "problem": problems, "done": "\n".join(remark.done for remark in look.remarks) or USED}
+        return known | left_out(look.refusal.removeprefix(f"{scan.path}: "))
+    remarks = [remark for remark in look.remarks if remark not in without]
+    problems = "\n".join(remark.problem for remark in remarks)
+    return {**known, "problem": problems, "done": "\n".join(remark.done for remark in remarks) or USED}
+
+
+def left_out(refusal: str) -> dict[str, str]:
+    """What is said of a scan that cannot be used; what to do about it is said below the table."""
+    return {"problem": refusal.split("; ")[0], "done": LEFT_OUT}
+
+
+def common_remarks(usable: Sequence[Look]) -> list[Remark]:
+    """What is odd about more than half of the scans, if there are enough of them to say so."""
+    counts = Counter(remark for look in usable for remark in look.remarks)
+    return [remark for remark, count in counts.items() if is_common(count, len(usable))]
+
+
+def is_common(count: int, scans: int) -> bool:
+    """Whether what is odd about `count` of so many scans is said once, instead of once for each."""
+    return count > max(scans / 2, 3)
 
 
 def check_lines(checked: Checked) -> list[str]:
@@ -50,6 +79,8 @@ def check_lines(checked: Checked) -> list[str]:
     odd = sum(bool(look.remarks) for look in usable)
     lines = ["", f"{len(usable)} of {len(checked.looks) + len(checked.found.left_out)} scans can be used"
                  + (f", {odd} of them with a warning" if odd else "")]  # fmt: skip
+    for remark in common_remarks(usable):
+        lines.append(f"warning  {sum(remark in look.remarks for look in usable)} scans: {remark}")
     if checked.shape:
         counts = [[checked.splits[look.source.scan.subject] for look in usable].count(split) for split in SPLITS]
         shares = " / ".join(f"{count} {split}" for count, split in zip(counts, SPLITS, strict=True))
@@ -58,7 +89,7 @@ def check_lines(checked: Checked) -> list[str]:
     if checked.complaint:
         lines.append(f"no cohort: {checked.complaint}")
     else:
-        lines.append("next     the same options: somvq cohort prepare, or somvq sweep psom --cohort")
+        lines.append(f"next     with the same options: somvq cohort prepare {checked.folder}")
     return lines
 
 
@@ -115,29 +146,40 @@ def summary_lines(cohort: Cohort) -> list[str]:
         f"covariates {', '.join(covariates) or 'none'}",
         f"made with  {', '.join(f'{name} {number}' for name, number in index.versions.items())}",
         *(f"left out   {line}" for line in index.left_out),
-    ]
+        *(f"warning    {len(files)} scans: {warning}" for warning, files in index.warnings().items()
+          if is_common(len(files), len(index.scans))),
+    ]  # fmt: skip
 
 
-def show_table(cohort: Cohort) -> Table:
+def show_table(cohort: Cohort, width: int) -> Table:
     """The scans of a prepared cohort."""
     table = plain_table("subject", "session", "split", "file", "mean", "deviation", "brain lost", "warnings")
+    files = cohort.index.warnings()
     for scan in cohort.index.scans:
+        odd = [warning for warning in scan.warnings if not is_common(len(files[warning]), len(cohort.index.scans))]
         numbers = [f"{scan.mean:.4g}", f"{scan.deviation:.4g}", f"{scan.lost:.1%}" if scan.lost else ""]
-        words = [scan.subject, scan.session, scan.split, scan.file, *numbers, "\n".join(scan.warnings)]
-        table.add_row(*map(escape, words), style="yellow" if scan.warnings else None)
+        words = [
+            scan.subject,
+            visit(scan),
+            scan.split,
+            shorten(scan.file, width // 4),
+            *numbers,
+            "\n".join(odd),
+        ]
+        table.add_row(*map(escape, words), style="yellow" if odd else None)
     return table
 
 
 def label(scan: ScanEntry) -> str:
     """What a scan is called above its picture."""
-    return " ".join(filter(None, [scan.subject, scan.session, scan.split]))
+    return " ".join(filter(None, [scan.subject, visit(scan), scan.split]))
 
 
 def plain_table(*headings: str) -> Table:
-    """A table without a frame."""
+    """A table without a frame, in which only sentences are wrapped."""
     table = Table(box=None, pad_edge=False)
     for heading in headings:
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading, no_wrap=heading not in ("problem", "what is done", "warnings"))
     return table
 
 
@@ -157,6 +199,13 @@ def voxel(sides: Sequence[float]) -> str:
     return numbers[0] if len(set(numbers)) == 1 else "x".join(numbers)
 
 
-def first(line: str) -> str:
-    """`line` without its advice."""
-    return line.split("; ")[0]
+def visit(scan: ScanFile | ScanEntry) -> str:
+    """The session of a scan, where it is more than its file."""
+    return "" if scan.session == scan.file else scan.session
+
+
+def shorten(name: str, width: int) -> str:
+    """`name` without its middle where it is longer than `width`: whose it is stands in front, what it is at the end."""
+    if len(name) <= width:
+        return name
+    return f"{name[: width // 2 - 1]}…{name[-(width - width // 2) :]}"

@@ -2,6 +2,7 @@
 
 import gzip
 import math
+import re
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -200,6 +201,9 @@ def damage(path: Path, error: BaseException) -> str:
         return "it is not gzipped, or is damaged, though its name says it is"
     if isinstance(error, KeyError):
         return f"its header names a type of voxels that there is not, {error}"
+    if short := re.match(r"Expected (\d+) bytes, got (\d+)", str(error)):
+        needed, there = map(int, short.groups())
+        return f"its voxels need {needed:,} bytes and there are {there:,}: the copy is incomplete"
     if isinstance(error, ImageFileError):
         return "it does not begin like a NIfTI, Analyze or MGH file"
     return str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__

@@ -46,7 +46,7 @@ def counts_of(scans: Sequence[ScanFile]) -> str:
     sessions = {(scan.subject, scan.session): rating_of(scan) for scan in scans}
     again = len(sessions) - len({subject for subject, _ in sessions})
     ratings = ", ".join(f"{rating}: {count}" for rating, count in sorted(Counter(sessions.values()).items()))
-    return f"{sessions_of(scans)} ({again} second visits or later; CDR {ratings})"
+    return f"{sessions_of(scans)} (of them later visits: {again}; CDR {ratings})"
 
 
 def rating_of(scan: ScanFile) -> str:

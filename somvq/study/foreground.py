@@ -152,9 +152,9 @@ def prepare_found(folder: Path, found: Found, wanted: CohortSettings, caches: Pa
     console.print(f"cohort   {folder}: {prepared.summary()}", soft_wrap=True)
     for line in prepared.index.left_out:
         console.print(f"[yellow]left out[/] {escape(line)}", soft_wrap=True)
-    for scan in prepared.index.scans:
-        for warning in scan.warnings:
-            console.print(f"[yellow]warning[/]  {escape(f'{scan.file}: {warning}')}", soft_wrap=True)
+    for warning, files in prepared.index.warnings().items():
+        whose = files[0] if len(files) == 1 else f"{len(files)} scans ({files[0]} ...)"
+        console.print(f"[yellow]warning[/]  {escape(f'{whose}: {warning}')}", soft_wrap=True)
     return prepared
 
 
