@@ -8,6 +8,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch loads, also by 
 from pathlib import Path
 
 import pytest
+from brains import brain, save
 
 from somvq.config import CohortSettings
 from somvq.data.cache import prepare_cohort
@@ -27,3 +28,16 @@ def tiny_scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_cohort(tiny_scans: Path, tmp_path_factory: pytest.TempPathFactory) -> Cohort:
     """The 8 scans prepared: 6 train, 1 val, 1 test."""
     return prepare_cohort(tiny_scans, CohortSettings(), tmp_path_factory.mktemp("prepared"))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three subjects, one scan each."""
+    for seed in range(3):
+        save(tmp_path / "lab" / f"sub-{seed:02d}_T1w.nii.gz", brain(seed))
+    return tmp_path / "lab"
+
+
+@pytest.fixture
+def caches(tmp_path):
+    return tmp_path / "prepared"

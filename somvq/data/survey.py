@@ -75,16 +75,15 @@ def look_at(source: Source, settings: CohortSettings) -> Look:
     """What the survey needs to know of one scan; tries on it whatever could fail when it is prepared."""
     scan_file = source.scan
     try:
-        if scan_file.sha256 and scan_file.sha256.lower() != (found := sha256_of(parts_of(scan_file.path))):
+        scan = read_scan(scan_file.path, mask=scan_file.mask, orient=settings.orient)
+        if scan_file.sha256 and scan_file.sha256 != (found := sha256_of(parts_of(scan_file.path))):
             refusal = f"its sha256 is {found[:12]}..., not {scan_file.sha256[:12]}... as its manifest says"
             raise DataError(f"{scan_file.path}: {refusal}; copy it again")
-        scan = read_scan(scan_file.path, mask=scan_file.mask, orient=settings.orient)
         content = hashlib.sha256(np.ascontiguousarray(scan.voxels).data).hexdigest()
         brain = brain_extent(scan, settings.voxel_mm)
         if settings.shape and any(side > length for side, length in zip(brain, settings.shape, strict=True)):
-            fit(
-                on_cohort_grid(scan, settings.voxel_mm, settings.shape), settings.shape, settings
-            )  # refuses a crop that cuts too much
+            on_grid = on_cohort_grid(scan, settings.voxel_mm, settings.shape)
+            fit(on_grid, settings.shape, settings)  # refuses a crop that cuts too much
         elif settings.normalise == "brain":
             normalise(scan, scan.voxels[brain_of(scan)])  # refuses an artefact
     except DataError as error:
