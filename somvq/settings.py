@@ -21,7 +21,7 @@ class Settings(BaseSettings):
     """Where things are, on this machine or in this lab."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, yaml_file=FILE, extra="forbid", env_ignore_empty=True)
-    cohort: Path | None = Field(None, description="folder of T1 volumes; none: the demo cohort")
+    cohort: Path | None = Field(None, description="folder of T1 volumes, or a manifest; none: the demo cohort")
     runs: Path = Field(Path("runs"), description="where studies and their runs are kept")
     cohorts: Path = Field(Path("cohorts"), description="where the demo cohort and prepared cohorts are kept")
     storage: str | None = Field(None, description="where Optuna keeps trials; none: study.db in the study's folder")
