@@ -1,5 +1,6 @@
 """The command line: parse, call, print. torch, optuna and wandb load only where a command needs them."""
 
+import errno
 import json
 import signal
 import sys
@@ -37,6 +38,12 @@ cohort_app = typer.Typer(no_args_is_help=True, help="Make, prepare and look at c
 app.add_typer(cohort_app, name="cohort")
 
 CLICK_ERROR: Any = typer.BadParameter.__mro__[2]  # ClickException, whose home differs between versions of typer
+ELSEWHERE = "; choose another place: --runs, or SOMVQ_RUNS and SOMVQ_COHORTS"
+ADVICE = {
+    errno.ENOSPC: f"{ELSEWHERE}; or free space there",
+    errno.EDQUOT: f"{ELSEWHERE}; or free space there",
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR), ELSEWHERE),
+}
 FILE_WIDTH = 150  # of tables that go into a file or a pipe
 
 
@@ -54,9 +61,9 @@ def main() -> None:
     except SomvqError as error:
         status = fail(str(error), error.exit_status)
     except OSError as error:
-        status = fail(
-            f"{error.filename or 'files'}: {error.strerror or error}; choose another place, or free space there", 1
-        )
+        status = fail(f"{error.filename or 'files'}: {error.strerror or error}{ADVICE.get(error.errno or 0, '')}", 1)
+    except MemoryError:
+        status = fail("out of memory; ask the cluster for more, or give smaller scans: --voxel-mm, --shape", 1)
     except Stopped as stopped:
         status = fail("stopped; the same command goes on", stopped.status)
     sys.exit(status)
@@ -357,7 +364,7 @@ def cohort_demo(
     folder: Annotated[Path, typer.Argument(help="Where the scans go.")],
     subjects: Annotated[int, typer.Option(help="How many synthetic brains.")] = 24,
     voxel_mm: Annotated[float, typer.Option(help="Voxel side; 1.06 gives the paper's 137x176x137.")] = 2.12,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Decides who they are.", min=0)] = 0,
 ) -> None:
     """Make synthetic T1 brains with known age and atrophy (manifest.csv): to try things, not to study anatomy."""
     from somvq.data.demo import make_demo_cohort
@@ -412,7 +419,7 @@ def cohort_check(
         print(json.dumps(check_report(checked), indent=2))
     else:
         console.print(check_table(checked, console.width))
-        for line in check_lines(checked):
+        for line in check_lines(checked, console.width):
             console.print(escape(line), soft_wrap=True)
     if manifest:
         write_manifest(manifest, checked)
@@ -432,7 +439,8 @@ def cohort_list(json_: JsonOption = False) -> None:
     if json_:
         print(json.dumps([describe_cohort(cohort) for cohort in prepared], indent=2))
     elif prepared:
-        plain_console().print(list_table(prepared))
+        console = plain_console()
+        console.print(list_table(prepared, console.width))
     else:
         print("no cohort is prepared yet; begin with somvq cohort prepare FOLDER")
 
@@ -462,6 +470,8 @@ def cohort_show(
         from somvq.figures import save
         from somvq.figures.montage import draw_montage
 
+        if montage.suffix.lower() != ".png" or not montage.parent.is_dir():
+            raise DefinitionError(f"--montage {montage}: give a file that ends in .png, in a folder that is there")
         total = len(found.index.scans)
         rows = [row * total // min(at_most, total) for row in range(min(at_most, total))]
         save(draw_montage((label(found.index.scans[row]), found.volumes[row]) for row in rows), montage)

@@ -139,7 +139,7 @@ def cohort_settings(given: dict[str, Any]) -> "CohortSettings":
     from somvq.config import CohortSettings
     from somvq.definitions import plain
 
-    spoken = {name: value for name, value in given.items() if value not in (None, False)}
+    spoken = {name: value for name, value in given.items() if value is not None and value is not False}
     if shape := spoken.get("shape"):
         if not re.fullmatch(r"\d+x\d+x\d+", shape):
             raise DefinitionError(f"--shape {shape} is not three numbers of voxels, as in 144x176x144")

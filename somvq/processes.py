@@ -42,15 +42,15 @@ def share_out(work: Callable[[T], R], items: Sequence[T], on_done: Callable[[int
     results: list[R] = []
     if processes < 2:
         for item in items:
-            on_done(len(results))
             results.append(work(item))
+            on_done(len(results))
         return results
     context = multiprocessing.get_context("spawn")  # a fork would keep the locks of a killed parent
     with ProcessPoolExecutor(processes, context, serve, (os.getpid(),)) as pool:
         try:
             for future in [pool.submit(work, item) for item in items]:
-                on_done(len(results))
                 results.append(future.result())
+                on_done(len(results))
         except BrokenProcessPool as error:
             raise RunError(f"a process that read scans was killed after {len(results)}; out of memory?") from error
         finally:

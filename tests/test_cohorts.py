@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from matplotlib.image import imread
+from rich.console import Console
 
 from somvq.cli import app
 from somvq.errors import SomvqError
@@ -75,6 +76,32 @@ def test_check_prints_every_scan_and_what_is_done_about_it(somvq, lab, tmp_path)
 
 def test_check_of_good_scans_ends_well(somvq, lab):
     assert somvq("cohort", "check", "lab").status == 0
+
+
+def test_check_names_the_scan_that_alone_makes_all_larger(somvq, lab):
+    image = nib.load(lab / "sub-004_T1w.nii.gz")
+    voxels = np.pad(np.asarray(image.dataobj), ((0, 40), (0, 0), (0, 0)))
+    voxels[72:74, 20:24, 20:24] = voxels.max()
+    nib.save(nib.Nifti1Image(voxels, image.affine), lab / "sub-004_T1w.nii.gz")
+    printed = somvq("cohort", "check", "lab").out
+    assert "prepared they have 80x48x48 voxels" in printed
+    assert (
+        "warning  without sub-004_T1w.nii.gz they would have 48x48x48: look at it, or give --shape 48x48x48" in printed
+    )
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_a_narrow_terminal_shows_each_scan_in_a_line_and_the_rest_below(width, somvq, lab, monkeypatch):
+    spoil(lab)
+    monkeypatch.setattr("somvq.cli.plain_console", lambda: Console(highlight=False, width=width))
+    printed = somvq("cohort", "check", "lab").out
+    rows = rows_of(printed)
+    assert len(rows) == 10
+    assert [subject for subject, row in rows.items() if row.rstrip().endswith("left out")] == ["sub-101", "sub-102"]
+    assert "warning  sub-003_T1w.nii.gz: its sform and qform disagree: the sform is used" in printed
+    assert "left out sub-102_T1w.nii.gz: its shape (8, 8, 8, 3) is not one 3-D volume" in printed
+    somvq("cohort", "prepare", "lab")
+    assert somvq("cohort", "list").out.splitlines()[1].split()[1:] == ["8", "6/1/1", "2"]
 
 
 def test_check_tells_scripts_the_same(somvq, lab):
@@ -172,6 +199,13 @@ def test_a_montage_shows_as_many_scans_as_asked_for(somvq, lab, tmp_path):
     assert three.shape != everyone.shape
 
 
+@pytest.mark.parametrize("montage", ["look.jpg", "look", "nowhere/look.png"])
+def test_a_montage_that_cannot_be_written_is_refused(montage, somvq, lab):
+    somvq("cohort", "prepare", "lab")
+    refused = somvq("cohort", "show", "lab", "--montage", montage).refusal
+    assert refused == f"--montage {montage}: give a file that ends in .png, in a folder that is there"
+
+
 @pytest.mark.parametrize(("options", "told"), [
     (["--orient", "LASS"], "--orient LASS: orient 'LASS' is not three axes, one each of R or L, A or P, S or I"),
     (["--orient", "LRA"], "--orient LRA: "),
@@ -181,6 +215,7 @@ def test_a_montage_shows_as_many_scans_as_asked_for(somvq, lab, tmp_path):
     (["--take", "all"], "--take all: input should be 'session', 'subject' or 'every'"),
     (["--layout", "xnat"], "--layout xnat: input should be 'manifest', 'neurite', 'oasis1', "),
     (["--shape", "100x100x100"], "--shape 100x100x100 has a side that is not a multiple of 16, as in 144x176x144"),
+    (["--voxel-mm", "0"], "--voxel-mm 0.0: input should be greater than 0"),
     (["--shape", "144"], "--shape 144 is not three numbers of voxels, as in 144x176x144"),
 ])  # fmt: skip
 @pytest.mark.parametrize("command", ["check", "prepare"])

@@ -1,5 +1,6 @@
 import os
 import typing
+import unicodedata
 from pathlib import Path
 
 import nibabel as nib
@@ -12,7 +13,7 @@ from somvq.data.demo import make_demo_cohort
 from somvq.data.scan import read_scan
 from somvq.errors import DataError
 from somvq.sources import LAYOUTS, find_scans
-from somvq.sources.names import subject_of
+from somvq.sources.names import session_in, subject_in, subject_of, torn_people
 from somvq.sources.tables import read_table
 
 LIA = np.array([[-1.0, 0, 0, 128], [0, 0, 1, -128], [0, -1, 0, 128], [0, 0, 0, 1]])
@@ -314,13 +315,37 @@ def test_a_space_is_refused_where_nothing_is_in_spaces(made):
     assert refusal(root, space="T1w") == f"--space T1w chooses among derivatives, and {root} is of layout bids"
 
 
-def test_a_name_that_is_not_utf8_is_refused(tmp_path):
-    touch(tmp_path / "sub-01.nii.gz")
+def test_a_name_that_no_index_can_hold_leaves_its_scan_out(tmp_path):
+    put_names(tmp_path, "sub-01.nii.gz", "sub-02.nii.gz", "a\nb.nii.gz", "half\t.hdr")
     os.rename(os.fsencode(tmp_path / "sub-01.nii.gz"), os.fsencode(tmp_path) + b"/sub-01_M\xfcller.nii.gz")
-    assert refusal(tmp_path).startswith(r"'sub-01_M\udcfcller.nii.gz': its name is not UTF-8")
-    touch(tmp_path / "fs" / "a" / "mri" / "norm.mgz")
+    found = find(tmp_path)
+    assert files(found) == ["sub-02.nii.gz"]
+    assert found.left_out == (
+        r"half\t.hdr: its .img is missing; copy it here as well, or remove this one",
+        r"'a\nb.nii.gz': its name holds control characters; rename it",
+        r"'sub-01_M\udcfcller.nii.gz': its name is not UTF-8; rename it",
+    )
+    put_names(tmp_path / "fs", "a/mri/norm.mgz")
     os.rename(os.fsencode(tmp_path / "fs" / "a"), os.fsencode(tmp_path) + b"/fs/\xfc")
-    assert refusal(tmp_path / "fs").startswith(r"'\udcfc/mri/norm.mgz': its name is not UTF-8")
+    assert r"no whole scan of layout freesurfer: '\udcfc/mri/norm.mgz': its name is not UTF-8" in refusal(
+        tmp_path / "fs"
+    )
+
+
+def test_subjects_that_look_like_visits_of_one_person_are_pointed_out(tmp_path):
+    put_names(tmp_path, *(f"P{person:03d}_visit{visit}.nii.gz" for person in range(6) for visit in (1, 2)), "x-V3.nii")
+    like = "12 subjects have names that look like visits of 6 people (P000_visit1, P000_visit2, ...)"
+    notes = (f"{like}: one person may be in two splits; give subject_id in a manifest",)
+    assert find(tmp_path).notes == notes
+    table = write(tmp_path / "list.csv", HEADER + "a,Y_tp1\nb,Y_tp2\nc,Z_1\nd,Z_2\n")
+    like = "2 subjects have names that look like visits of 1 person (Y_tp1, Y_tp2)"
+    assert find(table).notes == (f"{like}: one person may be in two splits; give each one subject_id",)
+
+
+@pytest.mark.parametrize("visit", ["_visit-1", "-tp1", "_ses1", "_SESSION_1", "_timepoint1", "-time-1", "_scan1", "_v1",
+                                   "_MR1", "_V01"])  # fmt: skip
+def test_a_visit_is_seen_however_it_is_written(visit):
+    assert torn_people(["anna", f"anna{visit}", "ben", "carl1", "carl2"]) == [["anna", f"anna{visit}"]]
 
 
 def test_of_each_session_or_subject_the_first_scan_is_taken_or_every_one(made):
@@ -410,7 +435,10 @@ def test_a_manifest_may_be_an_excel_file(tmp_path):
     (HEADER + "a.nii, \n", "line 2: subject_id is empty; fill it in or remove the line"),
     (HEADER + "a.nii,A\nb.nii,B\nx/../a.nii,C\n", "line 4: x/../a.nii is that of line 2 again; remove one"),
     (HEADER + "a.nii,A,3\n", "line 2 has 3 cells and the header 2; make them equal"),
-    (HEADER + "a.nii,A\nb.nii\n", "line 3 has 1 cells and the header 2; make them equal"),
+    (HEADER + "a.nii,A\nb.nii\n", "line 3: subject_id is empty; fill it in or remove the line"),
+    (HEADER + "a.nii,#N/A\n", "line 2: subject_id is '#N/A', which stands for nothing; fill it in or remove the line"),
+    (HEADER + "~no-such-user/a.nii,A\n", "line 2: ~no-such-user/a.nii: whose ~ that is, is not known; write it out"),
+    (HEADER + "a.nii,A\nb\0.nii,B\n", "line 3: a path holds a NUL byte; write the table again"),
     ("path,subject_id,split\na.nii,A,trian\n", "line 2: split 'trian' is none; write train, val or test"),
     ("path,subject_id,split\na.nii,A,train\nb.nii,B,\n",
      "line 3: split is empty, and given for 1 of 2 scans; give it for all or for none"),
@@ -422,6 +450,71 @@ def test_a_manifest_that_leaves_something_open_is_refused_with_its_line(text, sa
     assert refusal(table) in (f"{table}: {said}", f"{table}: {said}".replace(": line", ": line", 1))
     if text and "path" in text.split("\n")[0]:
         assert refusal(tmp_path) == refusal(table)
+
+
+def test_a_person_has_one_name_in_a_manifest_whatever_its_lines_call_them(tmp_path):
+    lines = "a,OAS1_0001_MR1\nb,oas1_0001_mr2\nc,01\nd,sub-01\ne,02\nf,sub-01_ses-2\n"
+    found = find(write(tmp_path / "list.csv", HEADER + lines))
+    assert triples(found) == [
+        ("e", "02", "e"), ("a", "OAS1_0001", "MR1"), ("b", "OAS1_0001", "MR2"), ("c", "sub-01", "c"),
+        ("d", "sub-01", "d"), ("f", "sub-01", "ses-2"),
+    ]  # fmt: skip
+    assert found.notes == ("2 people have more than one subject_id, such as OAS1_0001: OAS1_0001_MR1, oas1_0001_mr2",)
+    torn = "path,subject_id,split\na,OAS1_0001_MR1,train\nb,OAS1_0001_MR2,test\n"
+    assert "line 3: subject OAS1_0001 is in test, and in train on line 2" in refusal(write(tmp_path / "torn.csv", torn))
+    named = "path,subject_id,session\na,OAS1_0001_MR1,first\nb,OAS1_0001_MR2,n/a\n"
+    assert [scan.session for scan in find(write(tmp_path / "named.csv", named)).scans] == ["first", "MR2"]
+
+
+def test_no_line_of_a_manifest_is_passed_over_unless_that_is_asked_for(tmp_path):
+    table = write(tmp_path / "list.csv", "path,subject_id,session\na,A,1\nb,A,1\nc,A,2\n")
+    assert files(find(table)) == ["a", "b", "c"]
+    assert find(table).notes == ()
+    assert files(find(table, take="subject")) == ["a"]
+    assert find(table, take="subject").notes == (
+        "2 more scans of the same subjects are passed over: --take every keeps them",
+    )
+
+
+@pytest.mark.parametrize("first", ["sep=;", '"sep=;"', "SEP=;"])
+def test_the_line_that_excel_writes_above_the_header_is_understood(first, tmp_path):
+    text = f"\ufeff{first}\r\npath;subject_id;age\r\na.nii;A;20,5\r\nb.nii;B\r\nc.nii;C;3;4\r\n"
+    table = write(tmp_path / "manifest.csv", text)
+    assert refusal(table) == refusal(tmp_path) == f"{table}: line 5 has 4 cells and the header 3; make them equal"
+    write(table, text.replace(";3;4", ";3"))
+    assert [scan.covariates for scan in find(tmp_path).scans] == [{"age": 20.5}, {}, {"age": 3}]
+    write(table, "sep=\t\npath\tsubject_id\na;b,c\tA\n")
+    assert files(find(tmp_path)) == ["a;b,c"]
+
+
+@pytest.mark.parametrize(("on_disk", "written"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_path_is_found_in_either_form_of_unicode(on_disk, written, tmp_path):
+    name = "Müller.nii"
+    put_names(tmp_path, unicodedata.normalize(on_disk, name))
+    table = write(tmp_path / "list.csv", HEADER + unicodedata.normalize(written, name) + ",A\n")
+    assert find(table).scans[0].path == tmp_path / unicodedata.normalize(on_disk, name)
+    put_names(tmp_path, unicodedata.normalize(written, name))
+    assert files(find(table)) == [unicodedata.normalize(written, name)], "as it is written, if there is one"
+
+
+def test_cells_that_stand_for_nothing_are_absent_and_only_numbers_are_numbers(tmp_path):
+    text = "path,subject_id,session,mask_path,sha256,split,a,b,c,d\nx,X,NULL,#N/A,.,n/a,#N/A,null,.,1_2\n"
+    scan = find(write(tmp_path / "list.csv", text)).scans[0]
+    assert (scan.session, scan.mask, scan.sha256, scan.split) == ("x", None, "", None)
+    assert scan.covariates == {"d": "1_2"}
+
+
+@pytest.mark.parametrize(("settings", "option"), [
+    ({"stratify": "age"}, "--stratify age"),
+    ({"split_seed": 1}, "--split-seed 1"),
+    ({"split": "8/1/1"}, "--split 8/1/1"),
+])  # fmt: skip
+def test_options_of_splits_are_refused_where_a_manifest_gives_them(settings, option, tmp_path):
+    table = write(tmp_path / "list.csv", "path,subject_id,age,split\na,A,3,train\nb,B,4,val\n")
+    said = "the manifest gives splits of its own; take its column split out, or the option"
+    assert refusal(table, **settings) == f"{option}: {said}"
+    write(table, "path,subject_id,age,split\na,A,3,\nb,B,4,\n")
+    assert len(find(table, **settings).scans) == 2
 
 
 def test_a_table_in_another_encoding_is_refused_with_its_line(tmp_path):
@@ -495,12 +588,57 @@ def test_each_file_of_a_folder_is_a_session_so_that_all_are_kept(tmp_path):
     assert files(find(tmp_path, take="subject")) == ["sub-01_a.nii.gz", "sub-02.nii.gz"]
 
 
+def test_folders_are_subjects_where_the_files_in_them_are_called_alike(tmp_path):
+    put_names(tmp_path, "anna/a.nii", "anna/b.nii", "ben/a.nii", "ben/late/a.nii", "more/carl.nii", "dora.nii",
+              "more/sub-01/a.nii")  # fmt: skip
+    found = find(tmp_path)
+    assert [(scan.subject, scan.file) for scan in found.scans] == [
+        ("anna", "anna/a.nii"), ("anna", "anna/b.nii"), ("ben", "ben/a.nii"), ("ben", "ben/late/a.nii"),
+        ("carl", "more/carl.nii"), ("dora", "dora.nii"), ("sub-01", "more/sub-01/a.nii"),
+    ]  # fmt: skip
+    assert found.notes == ("subjects are called after their folders (anna, ben)",)
+    put_names(tmp_path, "emil/b.nii")
+    assert find(tmp_path).notes == ("subjects are called after their folders (anna, ben, ...)",)
+
+
 def test_names_that_leave_open_whose_scan_it_is_are_refused(tmp_path):
-    put_names(tmp_path, *(f"{who}/{name}.nii.gz" for who in ("anna", "ben") for name in ("a", "b")))
-    assert refusal(tmp_path) == (
-        "ben/a.nii.gz and anna/a.nii.gz are both called 'a', so whose they are is not known; "
+    put_names(tmp_path / "lab", "anna/a.nii.gz", "ben/a.nii.gz", "a.nii.gz")
+    assert refusal(tmp_path / "lab") == (
+        "a.nii.gz and anna/a.nii.gz are both called 'a', so whose they are is not known; "
         "name files or folders after subjects, as in sub-01_T1w.nii.gz"
     )
+    put_names(tmp_path / "one", "all/P001/T1.nii", "all/P002/T1.nii")
+    assert refusal(tmp_path / "one").startswith("all/P001/T1.nii and all/P002/T1.nii are both called 'T1'")
+
+
+def test_files_of_one_name_in_one_folder_are_scans_of_one_subject(tmp_path):
+    put_names(tmp_path, "x2.nii", "x2.nii.gz", "x3.nii")
+    assert [(scan.subject, scan.file) for scan in find(tmp_path).scans] == [
+        ("x2", "x2.nii"), ("x2", "x2.nii.gz"), ("x3", "x3.nii"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("layout", "place", "file"), [
+    ("oasis1", "a/b/c", f"OAS1_0001_MR1/PROCESSED/MPRAGE/T88_111/OAS1_0001_MR1_{T88}.nii"),
+    ("oasis2", "a/b/c", "OAS2_0001_MR1/RAW/mpr-1.nii"),
+    ("freesurfer", "a/b", "P001/mri/norm.mgz"),
+    ("neurite", "a/b", "OASIS_OAS1_0001_MR1/aligned_norm.nii.gz"),
+    ("derivatives", "a/b/fmriprep", "sub-01/anat/sub-01_desc-preproc_T1w.nii.gz"),
+])  # fmt: skip
+def test_a_data_set_some_folders_down_is_not_taken_for_a_folder(layout, place, file, tmp_path):
+    put_names(tmp_path, *{f"{place}/{file}", f"{place}/{file.replace('preproc_T1w', 'brain_mask')}"})
+    said = refusal(tmp_path)
+    start = f"cohort {tmp_path} holds files of layout {layout} some folders down, as {place}/{file}: name the folder "
+    assert said.startswith(f"{start}that holds them, {tmp_path}/a")
+    assert said.endswith(", or --layout folder to take every volume")
+    named = Path(said.partition("holds them, ")[2].partition(", or")[0])
+    assert find(named).layout == layout
+    assert len(find(tmp_path, layout="folder").scans) == 1
+
+
+def test_files_of_another_layout_without_its_folders_are_a_folder(tmp_path):
+    put_names(tmp_path, *(f"all/sub-0{n}_desc-preproc_T1w.nii.gz" for n in (1, 2)))
+    assert (find(tmp_path).layout, len(find(tmp_path).scans)) == ("folder", 2)
 
 
 def test_a_folder_that_cannot_be_listed_is_not_passed_over(tmp_path, monkeypatch):
@@ -530,6 +668,16 @@ def test_a_folder_that_cannot_be_listed_is_not_passed_over(tmp_path, monkeypatch
 ])  # fmt: skip
 def test_a_subject_is_read_from_the_name_in_one_form(file, subject):
     assert subject_of(Path(file)) == subject
+
+
+@pytest.mark.parametrize(("name", "subject", "session"), [
+    ("oas1_0001_mr1", "OAS1_0001", "MR1"),
+    ("Sub-Oas10001_ses-Mr2", "OAS1_0001", "MR2"),
+    ("oas30001_MR_D0129", "OAS30001", "d0129"),
+    ("sub-oas30001_ses-d0129_T1w", "OAS30001", "d0129"),
+])  # fmt: skip
+def test_oasis_names_are_known_in_any_case_of_letters(name, subject, session):
+    assert (subject_in(name), session_in(name)) == (subject, session)
 
 
 # OASIS
@@ -568,8 +716,19 @@ def test_an_oasis_session_without_its_volume_is_left_out_and_named(tmp_path):
 
 def test_oasis3_sessions_without_a_t1_are_counted(made):
     notes = find(made["oasis3"][0]).notes
-    assert "1 sessions have no T1 volume, such as OAS30003_MR_d0001" in notes
-    assert "1 more scans of the same sessions are passed over: --take every keeps them" in notes
+    assert "1 session has no T1 volume, such as OAS30003_MR_d0001" in notes
+    assert "1 more scan of a session is passed over: --take every keeps it" in notes
+
+
+def test_sessions_of_another_oasis_are_not_broken_ones_of_this(tmp_path):
+    put_names(tmp_path, f"OAS1_0001_MR1/PROCESSED/OAS1_0001_MR1_{T88}.nii", "OAS2_0001_MR1/RAW/mpr-1.nii",
+              "OAS2_0001_MR2/RAW/mpr-1.nii")  # fmt: skip
+    found = find(tmp_path)
+    assert (found.layout, len(found.scans), found.left_out) == ("oasis1", 1, ())
+    assert found.notes == ("2 sessions of other OASIS data sets are passed over, such as OAS2_0001_MR1",)
+    assert find(tmp_path, layout="oasis2").notes[1] == (
+        "1 session of another OASIS data set is passed over, such as OAS1_0001_MR1"
+    )
 
 
 def test_a_neurite_folder_without_the_aligned_volume_is_left_out(tmp_path):
@@ -582,17 +741,24 @@ def test_a_neurite_folder_without_the_aligned_volume_is_left_out(tmp_path):
 # FreeSurfer
 
 
-def test_freesurfer_volumes_are_of_one_kind_where_all_have_it(tmp_path):
-    put_names(tmp_path, "a/mri/norm.mgz", "a/mri/brain.mgz", "b/mri/brain.mgz", "c/mri/brain.mgz", "c/mri/norm.mgz")
+def test_each_freesurfer_subject_has_its_best_volume(tmp_path):
+    put_names(tmp_path, "a/mri/norm.mgz", "a/mri/brain.mgz", "b/mri/brain.mgz", "c/mri/brain.mgz", "c/mri/norm.mgz",
+              "d/mri/brainmask.mgz")  # fmt: skip
     found = find(tmp_path)
-    assert files(found) == ["a/mri/brain.mgz", "b/mri/brain.mgz", "c/mri/brain.mgz"]
-    assert found.notes == ("mri/brain.mgz of 3 subjects",)
-    put_names(tmp_path, "d/mri/norm.mgz", "e/mri/T1.mgz", "notes/x.txt")
+    assert files(found) == ["a/mri/norm.mgz", "b/mri/brain.mgz", "c/mri/norm.mgz", "d/mri/brainmask.mgz"]
+    counts = "mri/norm.mgz of 2 subjects and mri/brain.mgz of 1 subject and mri/brainmask.mgz of 1 subject"
+    assert found.notes == (f"{counts}: no norm.mgz of b, d, so brightness may differ",)
+    put_names(tmp_path, "e/mri/T1.mgz", "f/mri/brain.mgz", "g/mri/brain.mgz")
     found = find(tmp_path)
-    assert files(found) == ["a/mri/norm.mgz", "b/mri/brain.mgz", "c/mri/norm.mgz", "d/mri/norm.mgz"]
-    mixed = "mri/norm.mgz of 3 and mri/brain.mgz of 1 subjects: not all have the same, so their brightness may differ"
-    assert found.notes == (mixed,)
+    assert found.notes[0].endswith(": no norm.mgz of b, d, f, ..., so brightness may differ")
     assert [line.partition(",")[0] for line in found.left_out] == ["e: its mri/ holds none of norm.mgz"]
+
+
+def test_freesurfer_folders_without_volumes_are_counted(tmp_path):
+    put_names(tmp_path, "a/mri/norm.mgz", "crashed/scripts/recon-all.log", "fsaverage/label/x", "log.txt")
+    assert find(tmp_path).notes == ("mri/norm.mgz of 1 subject", "1 folder without mri/ is passed over: crashed")
+    put_names(tmp_path, *(f"{name}/x" for name in ("scripts", "x", "y")))
+    assert find(tmp_path).notes[1] == "4 folders without mri/ are passed over: crashed, scripts, x, ..."
 
 
 def test_longitudinal_freesurfer_visits_are_one_person(tmp_path):
@@ -617,8 +783,22 @@ def test_raw_bids_says_where_the_brains_without_skulls_are(tmp_path):
     put_names(tmp_path, "sub-01/anat/sub-01_T1w.nii.gz", "sub-02/func/sub-02_task-rest_bold.nii.gz",
               "derivatives/fmriprep/sub-01/anat/sub-01_desc-brain_mask.nii.gz")  # fmt: skip
     assert find(tmp_path).notes == (
-        "1 subjects have no T1 volume",
+        "1 subject has no T1 volume: sub-02",
         f"its T1w are whole heads; {tmp_path}/derivatives/fmriprep has masks of the brain: name that folder",
+    )
+
+
+def test_subjects_without_a_t1_are_named_and_nearly_right_names_left_out(tmp_path):
+    put_names(tmp_path, *(f"sub-0{n}/anat/sub-0{n}_T2w.nii" for n in (2, 3, 4, 5)), "sub-01/anat/sub-01_T1w.nii",
+              "sub-06/anat/sub-06_T1W.nii.gz", "sub-07/ses-1/anat/sub-07_ses-1_T1.NII",
+              "sub-01/anat/sub-01_inplaneT1.nii")  # fmt: skip
+    found = find(tmp_path)
+    assert files(found) == ["sub-01/anat/sub-01_T1w.nii"]
+    assert found.notes == ("4 subjects have no T1 volume: sub-02, sub-03, sub-04, ...",)
+    why = "its name is no BIDS name of a T1 volume; rename it to"
+    assert found.left_out == (
+        f"sub-06/anat/sub-06_T1W.nii.gz: {why} sub-06_T1w.nii.gz",
+        f"sub-07/ses-1/anat/sub-07_ses-1_T1.NII: {why} sub-07_ses-1_T1w.NII",
     )
 
 
@@ -716,7 +896,7 @@ def test_people_are_chosen_by_rating_and_counted_before_and_after(oasis):
     found = find(oasis, cdr="0")
     assert [(scan.subject, scan.session) for scan in found.scans] == [("OAS1_0001", "MR1")]
     before = "5 sessions of 4 people (of them later visits: 1; CDR 0: 1, 0.5: 1, 1: 1, blank: 2)"
-    assert found.notes[-1] == f"--cdr 0 keeps 1 sessions of 1 people, of {before}"
+    assert found.notes[-1] == f"--cdr 0 keeps 1 session of 1 person, of {before}"
     wide = find(oasis, cdr="0,0.5", include_blank_cdr=True)
     assert len(wide.scans) == 4
     assert wide.notes[-1].startswith("--cdr 0,0.5 --include-blank-cdr keeps 4 sessions of 3 people, of 5")
@@ -764,15 +944,63 @@ def test_a_table_is_of_the_people_whatever_the_layout(files, tmp_path):
 
 
 def test_numbers_that_nobody_can_have_are_left_out_and_counted(oasis):
-    mangled = OASIS1_TABLE.replace(",0.743,1.306", ",743,1306").replace(",74,2", ",740,2").replace("0.5,1147", "5,1147")
+    mangled = OASIS1_TABLE.replace(",0.743,1.306", ",743,1306").replace(",74,2", ",740,2")
     write(oasis / "oasis_cross-sectional.csv", mangled)
     found = find(oasis)
     assert not {"age", "nwbv", "asf"} & set(found.scans[0].covariates)
-    assert "cdr" not in found.scans[2].covariates
     name = "oasis_cross-sectional.csv"
-    assert f"{name}: 2 values of age are left out, which nobody can have, such as 740.0" in found.notes
-    assert f"{name}: 1 values of cdr are left out, which nobody can have, such as 5.0" in found.notes
-    assert f"{name}: 1 values of nwbv are left out, which nobody can have, such as 743.0" in found.notes
+    assert f"{name}: 2 values of age are left out, which nobody can have, such as 740" in found.notes
+    assert f"{name}: 1 value of nwbv is left out, which nobody can have, such as 743" in found.notes
+
+
+def test_a_rating_that_nobody_can_have_is_neither_a_rating_nor_a_blank(oasis):
+    write(oasis / "oasis_cross-sectional.csv", OASIS1_TABLE.replace("0.5,1147", "05,1147"))
+    found = find(oasis, cdr="0,0.5,1,2,3", include_blank_cdr=True)
+    assert "OAS1_0002" not in {scan.subject for scan in found.scans}
+    assert len(found.scans) == 4
+    assert found.notes[1] == ("oasis_cross-sectional.csv: 1 value of cdr is left out, which nobody can have, such as 5")
+    assert found.notes[2].endswith(
+        "of 5 sessions of 4 people (of them later visits: 1; CDR 0: 1, 1: 1, 5: 1, blank: 2)"
+    )
+
+
+@pytest.mark.parametrize(("table", "why"), [
+    ("participant_id\tage\nsub-00\t1\nsub-00\t2\n", "line 3: sub-00 stands on line 2 too"),
+    ("participant_id\tage\nsub-00\t1\t2\n", "line 2 has 3 cells and the header 2"),
+    ("participant_id\tage\tage\nsub-00\t1\t2\n", "line 1: column age stands there twice"),
+    ("participant_id\tage\nsub-00\t\udcff\n", "line 2 is not UTF-8"),
+])  # fmt: skip
+@pytest.mark.parametrize("place", ["lab", "."])
+def test_a_broken_table_that_nobody_named_is_passed_over(place, table, why, tmp_path):
+    put_names(tmp_path / "lab", "sub-00.nii.gz")
+    path = tmp_path / place / "participants.tsv"
+    path.write_bytes(table.encode(errors="surrogateescape"))
+    found = find(tmp_path / "lab")
+    assert found.scans[0].covariates == {}
+    assert found.notes == (f"participants.tsv is passed over: {why}; mend it or name another with --table",)
+    assert refusal(tmp_path / "lab", table=path).startswith(f"{path}: {why}; ")
+
+
+def test_a_file_that_is_no_table_does_not_end_the_run(oasis):
+    (oasis / "oasis_cross-sectional.csv").unlink()
+    write(oasis / "oasis_cross-sectional.xlsx", "a password, perhaps")
+    note = "oasis_cross-sectional.xlsx is passed over: is no Excel file; mend it or name another with --table"
+    assert find(oasis).notes == (note,)
+    write(oasis / "oasis_cross-sectional-2.csv", "\n\nwho,cdr\nOAS1_0001_MR1,0\n")
+    assert find(oasis).notes == (note,)
+
+
+def test_a_table_of_others_that_nobody_named_is_not_spoken_of(tmp_path):
+    put_names(tmp_path / "lab", "sub-00.nii.gz")
+    write(tmp_path / "lab" / "participants.tsv", "participant_id\tage\nsub-99\t1\n")
+    assert find(tmp_path / "lab").notes == ()
+    write(tmp_path / "participants.tsv", "participant_id\tage\nsub-00\t60\n")
+    assert find(tmp_path / "lab").notes == ("participants.tsv tells age of 1 of 1 scan",)
+
+
+def test_a_table_may_write_oasis_names_in_small_letters(oasis):
+    write(oasis / "oasis_cross-sectional.csv", OASIS1_TABLE.replace("OAS1", "oas1").replace("MR", "mr"))
+    assert len(find(oasis, cdr="0").scans) == 1
 
 
 def test_oasis2_tables_count_education_in_years(tmp_path):
@@ -816,7 +1044,7 @@ def test_a_named_table_may_be_of_any_people(tmp_path):
 @pytest.mark.parametrize(("text", "said"), [
     (None, "table {table} does not exist; give a .csv, .tsv or .xlsx file"),
     ("a,b\n1,2\n", "table {table} has columns a, b; give a table of OASIS, or one with a column subject_id"),
-    ("subject_id,age\nX,3\n", "table {table} says nothing of any of the 1 scans, such as sub-01.nii.gz"),
+    ("subject_id,age\nX,3\n", "table {table} says nothing of any scan, such as sub-01.nii.gz"),
     ("subject_id,age\nX,3\nY,4\nX,5\n", "{table}: line 4: X stands on line 2 too; remove one of them"),
 ])  # fmt: skip
 def test_a_named_table_that_says_nothing_is_refused(text, said, tmp_path):
@@ -825,3 +1053,10 @@ def test_a_named_table_that_says_nothing_is_refused(text, said, tmp_path):
     if text:
         write(table, text)
     assert refusal(tmp_path / "lab", table=table) == said.format(table=table)
+
+
+def test_a_manifests_names_lose_nothing_but_sessions(tmp_path):
+    ids = ["sub-control_01", "sub-control_02", "siteA_sub-01", "siteB_sub-01", "sub-7_ses-1", "OASIS_OAS1_0001_MR2"]
+    text = "".join(f"{number}.nii,{subject}\n" for number, subject in enumerate(ids))
+    found = {scan.file: scan.subject for scan in find(write(tmp_path / "list.csv", HEADER + text)).scans}
+    assert list(found.values()) == sorted([*ids[:4], "sub-7", "OAS1_0001"])

@@ -6,6 +6,7 @@
 A cache is made under a temporary name and renamed when it is whole, under a lock: many workers share one.
 """
 
+import fcntl
 import json
 import math
 import os
@@ -21,18 +22,30 @@ import numpy as np
 
 from somvq.config import CohortSettings, Split, signature
 from somvq.data.cohort import FORMAT, Cohort, CohortIndex, ScanEntry
-from somvq.data.digests import Digests, sha256_of
-from somvq.data.preprocess import Shape
-from somvq.data.scan import LARGEST_SCAN
+from somvq.data.digests import Digests
+from somvq.data.preprocess import Shape, prepare
+from somvq.data.scan import LARGEST_SCAN, unreadable
 from somvq.data.splits import split_scans
-from somvq.data.survey import OnScan, Source, below, common_shape, hash_scans, prepare_scan, refuse_mixed_voxels, survey
+from somvq.data.survey import (
+    Look,
+    OnScan,
+    Source,
+    below,
+    common_shape,
+    hash_scans,
+    look_at,
+    refuse_mixed_voxels,
+    survey,
+    try_out,
+)
 from somvq.errors import DataError
-from somvq.files import locked, parts_of, sync_folder, write_json
+from somvq.files import locked, sync_folder, write_json
 from somvq.processes import share_out
 from somvq.sources import find_scans
 from somvq.sources.found import Found
 
 DIGESTS = ".digests.json"
+MOST_NAMED = 5  # scans in one line
 
 
 def prepare_cohort(
@@ -54,10 +67,10 @@ def prepare_cohort(
     sources = hash_scans(found.scans, Digests(caches / DIGESTS), on_scan)
     fingerprint = signature([FORMAT, settings.decisive(), sorted(json.dumps(source.content()) for source in sources)])
     target = caches / f"{cache_name(folder)}-{fingerprint}"
-    with locked(caches / f".{target.name}.lock"):
-        try:
-            cohort = Cohort(target)
-        except DataError:  # not there, or damaged
+    with locked(lock_of(target), lambda: on_scan("waiting for another command", 0, 1)):
+        remove_leftovers(caches)
+        cohort = reopen(target, sources, settings)
+        if cohort is None:
             make_cohort(target, folder, found, sources, settings, on_scan)
             cohort = Cohort(target)
     if settings.strict:
@@ -65,13 +78,41 @@ def prepare_cohort(
     return cohort
 
 
+def reopen(target: Path, sources: Sequence[Source], settings: CohortSettings) -> Cohort | None:
+    """The cohort that is prepared at `target`; none if it is not there, damaged, or could have a scan more.
+
+    What could not be read once is tried again: a disk may have been away.
+    """
+    try:
+        cohort = Cohort(target)
+    except DataError:
+        return None
+    unreadable = [source for source in sources if source.scan.file in cohort.index.unreadable]
+    looks = (try_out(look_at(source, settings), cohort.index.shape, settings) for source in unreadable)
+    return cohort if all(look.refusal for look in looks) else None
+
+
+def lock_of(target: Path) -> Path:
+    """What is held by who prepares `target`."""
+    return target.with_name(f".{target.name}.lock")
+
+
+def remove_leftovers(caches: Path) -> None:
+    """Removes what preparations left that were killed; those under way hold their locks."""
+    for partial_folder in caches.glob(".*.partial"):
+        lock = partial_folder.with_suffix(".lock")
+        with lock.open("a") as file, suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(partial_folder, ignore_errors=True)
+
+
 def list_prepared(caches: Path) -> list[Cohort]:
     """The prepared cohorts in `caches`, oldest first; what is no whole cohort is passed over: it is made again."""
     cohorts = []
-    for index in sorted(caches.glob("*/index.json"), key=lambda path: path.stat().st_mtime):
-        with suppress(DataError):
-            cohorts.append(Cohort(index.parent))
-    return cohorts
+    for index in caches.glob("[!.]*/index.json"):
+        with suppress(DataError, OSError):  # another command may be making it again
+            cohorts.append((index.stat().st_mtime, Cohort(index.parent)))
+    return [cohort for _, cohort in sorted(cohorts, key=lambda made: made[0])]
 
 
 def find_prepared(caches: Path, name: str) -> Cohort:
@@ -97,7 +138,8 @@ def find_prepared(caches: Path, name: str) -> Cohort:
 def cache_name(folder: Path) -> str:
     """What people know the cohort in `folder` (or a manifest) by."""
     place = folder.resolve()
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", place.stem if place.is_file() else place.name).strip("-")[:60] or "cohort"
+    name = place.parent.name if place.stem == "manifest" else place.stem if place.is_file() else place.name
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-")[:60] or "cohort"
 
 
 def make_cohort(
@@ -109,20 +151,10 @@ def make_cohort(
         DataError: too few scans can be used, or they cannot be used together, or with `settings.strict` one cannot.
     """
     looks = survey(sources, settings, on_scan)
-    refused = [look.refusal for look in looks if look.refusal]
     if settings.strict:
-        refuse_any([*found.left_out, *refused], len(sources) + len(found.left_out))
-    usable = [look for look in looks if not look.refusal]
-    sources_used = [look.source for look in usable]
-    try:
-        splits = split_scans([source.scan for source in sources_used], settings)
-    except DataError as error:
-        raise DataError(f"{error}; left out {len(refused)} of {len(sources)} scans: {'; '.join(refused)}") from error
-    refuse_mixed_voxels(usable, settings)
-    shape = settings.shape or common_shape(usable)
-    check_room(target.parent, shape, len(usable))
+        refuse_any([*found.left_out, *refusals(looks)], len(sources) + len(found.left_out))
     with whole_folder(target) as folder_in_work:
-        scans = write_volumes(folder_in_work / "volumes.npy", sources_used, splits, shape, settings, on_scan)
+        shape, looks, entries = write_cohort(folder_in_work / "volumes.npy", looks, settings, on_scan)
         index = CohortIndex(
             format=FORMAT,
             name=cache_name(folder),
@@ -130,11 +162,54 @@ def make_cohort(
             fingerprint=target.name.rsplit("-", 1)[-1],
             settings=CohortSettings(**settings.decisive()),
             shape=shape,
-            scans=tuple(scans),
-            left_out=tuple(below(folder, line) for line in refused),
+            scans=tuple(entries),
+            left_out=tuple(below(folder, line) for line in refusals(looks)),
+            missing=found.left_out,
+            unreadable=tuple(look.source.scan.file for look in looks if look.refusal and not look.content),
             versions={package: version(package) for package in ("somvq", "numpy", "nibabel", "scipy")},
         )
         write_json(folder_in_work / "index.json", index.model_dump(mode="json"))
+
+
+def refusals(looks: Sequence[Look]) -> list[str]:
+    """A line for each scan that cannot be used."""
+    return [look.refusal for look in looks if look.refusal]
+
+
+def write_cohort(
+    path: Path, looks: list[Look], settings: CohortSettings, on_scan: OnScan
+) -> tuple[Shape, list[Look], list[ScanEntry]]:
+    """Writes all scans that can be used to `path`; their shape, what was found of all, and the index's entries.
+
+    A scan may turn out to be of no use only now; then the others are written once more, without it.
+
+    Raises:
+        DataError: too few can be used, or they cannot be used together.
+    """
+    while True:
+        usable = [look for look in looks if not look.refusal]
+        try:
+            splits = split_scans([look.source.scan for look in usable], settings)
+        except DataError as error:
+            raise DataError(f"{error}{such_as(refusals(looks), len(looks))}") from error
+        refuse_mixed_voxels(usable, settings)
+        shape = settings.shape or common_shape(usable)
+        check_room(path.parent, shape, len(usable))
+        written = write_volumes(path, [look.source for look in usable], splits, shape, settings, on_scan)
+        entries = [entry for entry in written if isinstance(entry, ScanEntry)]
+        if len(entries) == len(usable):
+            return shape, looks, entries
+        late = {look.source.scan.path: why for look, why in zip(usable, written, strict=True) if isinstance(why, str)}
+        looks = [look.refused(late[look.source.scan.path]) if look.source.scan.path in late else look for look in looks]
+
+
+def such_as(refused: Sequence[str], scans: int) -> str:
+    """Which scans are left out, where there are too few without them; not hundreds of lines of a disk that is away."""
+    if not refused:
+        return ""
+    those = "; ".join(refused[:MOST_NAMED])
+    more = f"; and {len(refused) - MOST_NAMED} more: somvq cohort check lists them" if refused[MOST_NAMED:] else ""
+    return f"; left out {len(refused)} of {scans} scans: {those}{more}"
 
 
 def refuse_any(refused: Sequence[str], scans: int) -> None:
@@ -181,8 +256,8 @@ def write_volumes(
     shape: Shape,
     settings: CohortSettings,
     on_scan: OnScan,
-) -> list[ScanEntry]:
-    """Writes the preprocessed scans as one array, several at a time; returns what the index says of each.
+) -> list[ScanEntry | str]:
+    """Writes the preprocessed scans as one array, several at a time; of each its entry, or why it cannot be used.
 
     Not through a memory map: a full disk then is an error with a name, not a bus error.
     """
@@ -201,23 +276,27 @@ def write_volumes(
     return entries
 
 
-def write_volume(what: tuple[Source, Split, int], *, path: Path, shape: Shape, settings: CohortSettings) -> ScanEntry:
-    """Writes one preprocessed scan to its place in `path`; returns what the index says of it.
-
-    Raises:
-        DataError: it is no longer the scan that was hashed.
-    """
+def write_volume(
+    what: tuple[Source, Split, int], *, path: Path, shape: Shape, settings: CohortSettings
+) -> ScanEntry | str:
+    """Writes one preprocessed scan to its place in `path`; what the index says of it, or why it cannot be used."""
     source, split, offset = what
-    fitted = prepare_scan(source, shape, settings)
-    if sha256_of(parts_of(source.scan.path)) != source.sha256:
-        raise DataError(f"{source.scan.path}: it changed while it was being prepared; leave it alone and run again")
+    scan = source.scan
+    try:
+        fitted = prepare(scan.path, scan.mask, shape, settings)
+        if source.changed():
+            return f"{scan.path}: it changed while it was being prepared; leave it alone and run again"
+    except DataError as error:
+        return str(error)
+    except MemoryError as error:
+        return unreadable(scan.path, error)
     with path.open("r+b") as file:
         file.seek(offset)
         file.write(fitted.scan.voxels.astype("<f2").tobytes())
     return ScanEntry(
-        subject=source.scan.subject,
-        session=source.scan.session,
-        file=source.scan.file,
+        subject=scan.subject,
+        session=scan.session,
+        file=scan.file,
         sha256=source.sha256,
         split=split,
         mean=fitted.mean,
@@ -225,6 +304,6 @@ def write_volume(what: tuple[Source, Split, int], *, path: Path, shape: Shape, s
         affine=tuple(tuple(float(number) for number in line) for line in fitted.scan.affine),
         box=fitted.box,
         lost=fitted.lost,
-        covariates=dict(source.scan.covariates),
+        covariates=dict(scan.covariates),
         warnings=tuple(map(str, fitted.scan.remarks)),
     )

@@ -4,15 +4,18 @@ import csv
 import io
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from somvq.config import CohortSettings, Split
 from somvq.data.digests import sha256_of
 from somvq.data.preprocess import Shape
+from somvq.data.scan import Geometry, read_geometry
 from somvq.data.splits import split_scans
-from somvq.data.survey import Look, OnScan, Source, common_shape, refuse_mixed_voxels, rehearse, survey
+from somvq.data.survey import Look, OnScan, Source, common_shape, refuse_mixed_voxels, survey, try_out
 from somvq.errors import DataError
 from somvq.files import parts_of, write_whole
+from somvq.processes import share_out
 from somvq.sources.found import Found
 
 
@@ -23,6 +26,7 @@ class Checked:
     folder: Path
     found: Found
     looks: tuple[Look, ...]
+    geometries: tuple[Geometry, ...]  # of the files, as far as their headers can be read
     shape: Shape | None  # of the prepared scans; none: they are no cohort
     splits: dict[str, Split]  # by subject
     complaint: str = ""  # why the scans that can be used are no cohort
@@ -50,8 +54,11 @@ def check_cohort(folder: Path, found: Found, settings: CohortSettings, on_scan: 
     except DataError as error:
         complaint = str(error)
     if shape:
-        looks = rehearse(looks, shape, settings, on_scan)
-    return Checked(folder, found, tuple(looks), shape, splits, complaint)
+        tried = partial(try_out, shape=shape, settings=settings)
+        looks = share_out(tried, looks, lambda done: on_scan("preprocessing", done, len(looks)))
+    paths = [scan.path for scan in found.scans]
+    geometries = share_out(read_geometry, paths, lambda done: on_scan("headers", done, len(paths)))
+    return Checked(folder, found, tuple(looks), tuple(geometries), shape, splits, complaint)
 
 
 def write_manifest(path: Path, checked: Checked) -> None:
@@ -62,6 +69,8 @@ def write_manifest(path: Path, checked: Checked) -> None:
     """
     if path.exists():
         raise DataError(f"{path} is there already, perhaps edited by you; name another file for the manifest")
+    if not path.parent.is_dir():
+        raise DataError(f"{path}: there is no folder {path.parent}; make it first")
     if not checked.splits:
         raise DataError(f"{path}: not written, because {checked.complaint}")
     base = path.resolve().parent

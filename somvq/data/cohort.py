@@ -1,5 +1,6 @@
 """A prepared cohort: the scans of a study as one float16 memory map with an index, split by subject."""
 
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +37,11 @@ class ScanEntry(BaseModel):
     warnings: tuple[str, ...] = ()
 
 
+def without_numbers(sentence: str) -> str:
+    """What `sentence` has in common with others of its kind."""
+    return re.sub(r"\d[\d.,]*", "#", sentence)
+
+
 class CohortIndex(BaseModel):
     """What index.json says."""
 
@@ -47,16 +53,18 @@ class CohortIndex(BaseModel):
     settings: CohortSettings
     shape: tuple[int, int, int]
     scans: tuple[ScanEntry, ...]
-    left_out: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()  # a line for each scan that could not be used
+    missing: tuple[str, ...] = ()  # and for each that should have been there
+    unreadable: tuple[str, ...] = ()  # files of those left out that may be readable another time
     versions: dict[str, str] = {}
 
-    def warnings(self) -> dict[str, list[str]]:
-        """The files of the scans that each warning is of."""
-        files: dict[str, list[str]] = {}
+    def warnings(self) -> list[tuple[str, list[str]]]:
+        """Each warning, as the first scan has it, and the files of those that have it, whatever its numbers."""
+        kinds: dict[str, tuple[str, list[str]]] = {}
         for scan in self.scans:
             for warning in scan.warnings:
-                files.setdefault(warning, []).append(scan.file)
-        return files
+                kinds.setdefault(without_numbers(warning), (warning, []))[1].append(scan.file)
+        return list(kinds.values())
 
 
 class Cohort:

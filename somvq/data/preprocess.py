@@ -3,25 +3,31 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from scipy import ndimage
 
 from somvq.config import CohortSettings
-from somvq.data.scan import LARGEST_SCAN, Mask, Remark, Scan, Volume, brighter_than_background
+from somvq.data.scan import LARGEST_SCAN, Mask, Remark, Scan, Volume, brighter_than_background, read_scan
 from somvq.errors import DataError
 from somvq.readings import Choice, Difference
 
 Shape = tuple[int, int, int]
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 Sides = tuple[float, float, float]
+Window = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]  # two corners of a box
 
 BRAIN_LITRES = (0.8, 2.7)  # of what is brighter than background: stripped brains have 1.5 to 2.1, heads 3.3 to 4.8
+EVERYWHERE: Window = (np.full(3, -np.inf), np.full(3, np.inf))
 LOSS_TO_WARN, LOSS_TO_REFUSE = 0.005, 0.05  # share of brain voxels that a crop cuts off
 STRAIGHT_DEGREES = 1.0  # a scan tilted by less lies within about a voxel of the world's axes
 MARGIN = 4  # voxels round what is resampled
 PEAK_TO_WARN = 30.0  # deviations from the mean; the eyes and vessels of a head stay below 15
 PEAK_TO_REFUSE = 60_000.0  # float16 ends at 65,504
+CONTRAST_OF_OUTLIERS = 0.2  # share of the variance that voxels beyond PEAK_TO_WARN may have
+LEAST_OF_A_SLICE = 1e-5  # share of the brain below which what is bright in a slice is a speck
 
 
 @dataclass(frozen=True)
@@ -35,33 +41,50 @@ class Fitted:
     lost: float  # share of its brain that was cut off
 
 
-def on_cohort_grid(scan: Scan, voxel_mm: float | None, shape: Shape) -> Scan:
-    """`scan` with voxels of the cohort's size along the world's axes; as it is where it lies so already.
+def prepare(path: Path, mask: Path | None, shape: Shape, settings: CohortSettings) -> Fitted:
+    """The scan at `path` as a model reads it: on the cohort's grid, in its `shape`, as z-scores.
 
-    Of a scan that is resampled, what is too far from its brain to be seen in `shape` is not.
+    Of a scan that is resampled, what is too far from its brain to be seen in `shape` is not. Each step lets go of the
+    volume before it: three are held at most.
 
     Raises:
-        DataError: voxels so small that the scan would not fit in memory.
+        DataError: it cannot be read; its voxels would not fit in memory; too much brain is lost; an artefact.
     """
-    if voxel_mm is None and scan.tilt <= STRAIGHT_DEGREES:
-        return scan
-    sides = scan.voxel_mm if voxel_mm is None else (voxel_mm, voxel_mm, voxel_mm)
-    if lies_on(scan, sides):
-        return scan
-    tilted = Remark(f"its axes are tilted by {scan.tilt:.0f} degrees", "resampled along the world's axes")
-    remarks = scan.remarks if voxel_mm else (*scan.remarks, tilted)
-    return replace(resample(trim(scan, sides, shape), sides, background(scan.voxels)), remarks=remarks)
+    scan = read_scan(path, mask=mask, orient=settings.orient)
+    if sides := grid_of(scan, settings.voxel_mm):
+        brain, fill = brain_of(scan), background(scan.voxels)
+        seen = window_round(scan, brain, sides, shape)
+        if settings.voxel_mm is None:
+            tilted = Remark(f"its axes are tilted by {scan.tilt:.0f} degrees", "resampled along the world's axes")
+            scan = replace(scan, remarks=(*scan.remarks, tilted))
+        scan = trim(scan, brain, sides, shape)
+        scan = resample(scan, sides, fill, seen)
+    return fit(scan, shape, settings)
 
 
-def trim(scan: Scan, voxel_mm: Sides, shape: Shape) -> Scan:
+def grid_of(scan: Scan, voxel_mm: float | None) -> Sides | None:
+    """The voxels that `scan` is to be brought to along the world's axes; none if it stays as it lies."""
+    if voxel_mm is None:
+        return scan.voxel_mm if scan.tilt > STRAIGHT_DEGREES else None
+    sides = (voxel_mm, voxel_mm, voxel_mm)
+    return None if lies_on(scan, sides) else sides
+
+
+def window_round(scan: Scan, brain: Mask, voxel_mm: Sides, shape: Shape) -> Window:
+    """Lowest and highest corner, in mm of the world, of what a volume of `shape` round the brain can show."""
+    ends = scan.affine[:3, :3] @ ends_of(brain) + scan.affine[:3, 3:]
+    low, high = ends.min(axis=1), ends.max(axis=1)
+    reach = np.maximum(np.multiply(shape, voxel_mm) - (high - low), 0) / 2 + MARGIN * np.array(voxel_mm)
+    return low - reach, high + reach
+
+
+def trim(scan: Scan, brain: Mask, voxel_mm: Sides, shape: Shape) -> Scan:
     """`scan` without what lies further from its brain than a volume of `shape` round it reaches."""
     window_mm = np.multiply(shape, voxel_mm)
     if scan.tilt > STRAIGHT_DEGREES:
         window_mm[:] = np.linalg.norm(window_mm)  # its corners are anywhere
     near = []
-    for side, have, mm, length_mm in zip(
-        box_of(brain_of(scan)), scan.voxels.shape, scan.voxel_mm, window_mm, strict=True
-    ):
+    for side, have, mm, length_mm in zip(box_of(brain), scan.voxels.shape, scan.voxel_mm, window_mm, strict=True):
         reach = max(math.ceil((length_mm / mm - (side.stop - side.start)) / 2), 0) + MARGIN
         near.append(slice(max(side.start - reach, 0), min(side.stop + reach, have)))
     affine = scan.affine.copy()
@@ -96,19 +119,22 @@ def lies_on(scan: Scan, voxel_mm: Sides) -> bool:
     return np.allclose(scan.affine[:3, :3], np.diag(voxel_mm), atol=1e-3 * min(voxel_mm))
 
 
-def resample(scan: Scan, voxel_mm: Sides, fill: float) -> Scan:
-    """`scan` on a grid with voxels of these sides along the world's axes, linear; `fill` where it was not.
+def resample(scan: Scan, voxel_mm: Sides, fill: float, window: Window = EVERYWHERE) -> Scan:
+    """`scan` on a grid with voxels of these sides along the world's axes, linear, `fill` where it was not.
+
+    Only what lies within `window` is made.
 
     The grid passes through the world's origin, so that one brain stored in two ways comes out alike.
 
     Raises:
         DataError: the voxels are so small that the scan would not fit in memory.
     """
-    sides = np.array(voxel_mm)[:, None]
+    sides = np.array(voxel_mm)
     corners = np.array(np.meshgrid(*[(0, side - 1) for side in scan.voxels.shape], indexing="ij")).reshape(3, -1)
-    steps = (scan.affine[:3, :3] @ corners + scan.affine[:3, 3:]) / sides
-    first = np.floor(steps.min(1) + 1e-6)
-    shape = tuple(int(length) + 1 for length in np.ceil(steps.max(1) - 1e-6) - first)
+    world = scan.affine[:3, :3] @ corners + scan.affine[:3, 3:]
+    first = np.floor(np.maximum(world.min(1), window[0]) / sides + 1e-6)
+    last = np.ceil(np.minimum(world.max(1), window[1]) / sides - 1e-6)
+    shape = tuple(int(length) + 1 for length in last - first)
     if math.prod(shape) > LARGEST_SCAN:
         size = "x".join(map(str, shape))
         raise DataError(f"{scan.path}: with voxels of {voxel_mm[0]:g} mm it has {size}; ask for a larger --voxel-mm")
@@ -156,25 +182,33 @@ def brain_of(scan: Scan) -> Mask:
 
 
 def box_of(inside: Mask) -> tuple[slice, slice, slice]:
-    """The smallest box that holds every voxel of the brain."""
-    x, y, z = ndimage.find_objects(inside.view(np.uint8))[0]
+    """The smallest box that holds the brain; a slice with a few bright voxels is outside it."""
+    least = max(1, int(LEAST_OF_A_SLICE * inside.sum()))
+    sides = []
+    for axes in ((1, 2), (0, 2), (0, 1)):
+        (bright,) = np.nonzero(inside.sum(axis=axes) >= least)
+        sides.append(slice(int(bright[0]), int(bright[-1]) + 1))
+    x, y, z = sides
     return x, y, z
 
 
-def brain_extent(scan: Scan, voxel_mm: float | None) -> tuple[int, int, int]:
-    """Length of the brain along each axis in voxels of the cohort's grid (`voxel_mm`; none: the scan's own)."""
-    inside = brain_of(scan)
-    sides = scan.voxel_mm if voxel_mm is None else (voxel_mm, voxel_mm, voxel_mm)
-    if lies_on(scan, sides) or (voxel_mm is None and scan.tilt <= STRAIGHT_DEGREES):
+def extent_of(scan: Scan, inside: Mask, voxel_mm: float | None) -> tuple[int, int, int]:
+    """Length of what is `inside` along each axis, in voxels of the grid that `scan` is brought to."""
+    sides = grid_of(scan, voxel_mm)
+    if sides is None:
         x, y, z = (side.stop - side.start for side in box_of(inside))
         return x, y, z
-    columns = inside.any(axis=2)  # the ends of columns reach as far in any direction as all voxels do
-    low = inside.argmax(axis=2)[columns]
-    high = inside.shape[2] - 1 - inside[:, :, ::-1].argmax(axis=2)[columns]
-    ends = np.hstack([[*np.nonzero(columns), low], [*np.nonzero(columns), high]])
-    length_mm = np.ptp(scan.affine[:3, :3] @ ends, axis=1)
+    length_mm = np.ptp(scan.affine[:3, :3] @ ends_of(inside), axis=1)
     x, y, z = (math.ceil(length / side) + 1 for length, side in zip(length_mm, sides, strict=True))
     return x, y, z
+
+
+def ends_of(inside: Mask) -> npt.NDArray[np.intp]:
+    """First and last voxel of each column of what is `inside`, (3, N): none of it is further out in any direction."""
+    columns = inside.any(axis=2)
+    low = inside.argmax(axis=2)[columns]
+    high = inside.shape[2] - 1 - inside[:, :, ::-1].argmax(axis=2)[columns]
+    return np.hstack([[*np.nonzero(columns), low], [*np.nonzero(columns), high]])
 
 
 def pad_with_background(scan: Scan, brain: Mask, shape: Shape, normalised: str) -> Fitted:
@@ -184,8 +218,8 @@ def pad_with_background(scan: Scan, brain: Mask, shape: Shape, normalised: str) 
     """
     start = [(side.start + side.stop - length) // 2 for side, length in zip(box_of(brain), shape, strict=True)]
     padded, box, lost = fit_to(scan, brain, shape, start, background(scan.voxels))
-    measured = padded.voxels if normalised == "volume" else scan.voxels[brain]
-    return Fitted(*normalise(padded, measured), box, lost)
+    mean, deviation = moments(padded.voxels if normalised == "volume" else scan.voxels[brain])
+    return Fitted(normalise(padded, mean, deviation), mean, deviation, box, lost)
 
 
 def pad_with_mean(scan: Scan, brain: Mask, shape: Shape, normalised: str) -> Fitted:
@@ -193,9 +227,9 @@ def pad_with_mean(scan: Scan, brain: Mask, shape: Shape, normalised: str) -> Fit
 
     Of 7 missing voxels 4 go before and 3 behind.
     """
-    scan, mean, deviation = normalise(scan, scan.voxels if normalised == "volume" else scan.voxels[brain])
+    mean, deviation = moments(scan.voxels if normalised == "volume" else scan.voxels[brain])
     start = [(have - want) // 2 for have, want in zip(scan.voxels.shape, shape, strict=True)]
-    padded, box, lost = fit_to(scan, brain, shape, start, 0.0)
+    padded, box, lost = fit_to(normalise(scan, mean, deviation), brain, shape, start, 0.0)
     return Fitted(padded, mean, deviation, box, lost)
 
 
@@ -245,22 +279,30 @@ def overlap(
     return source, target
 
 
-def normalise(scan: Scan, measured: Volume) -> tuple[Scan, float, float]:
-    """z-scores of `scan` by the mean and deviation of `measured`, its whole volume or what is brain in it.
-
-    Raises:
-        DataError: a voxel is so far from the mean that it cannot be stored.
-    """
+def moments(measured: Volume) -> tuple[float, float]:
+    """Mean and deviation of `measured`: a whole volume, or what is brain in it."""
     mean = float(measured.mean(dtype=np.float64))
-    with np.errstate(all="ignore"):  # what comes of it is judged below
+    with np.errstate(all="ignore"):  # numbers without bounds are refused by who uses them
         parts = measured if measured.ndim > 1 else [measured]
         squares = sum(float(np.square(part - np.float32(mean), dtype=np.float64).sum()) for part in parts)
-        deviation = math.sqrt(squares / (measured.size - 1))
+    return mean, math.sqrt(squares / (measured.size - 1))
+
+
+def normalise(scan: Scan, mean: float, deviation: float) -> Scan:
+    """z-scores of `scan`.
+
+    Raises:
+        DataError: a few voxels are so far from the mean that nothing is left of the brain.
+    """
+    with np.errstate(all="ignore"):  # what comes of it is judged below
         voxels = scan.voxels - np.float32(mean)
         voxels /= np.float32(deviation)
     peak = max(float(voxels.max()), -float(voxels.min()))
+    if peak <= PEAK_TO_WARN:
+        return replace(scan, voxels=voxels)
     far = f"one of its voxels is {peak:.0f} deviations from the mean"
-    if not peak < PEAK_TO_REFUSE:
+    outliers = voxels[np.abs(voxels) > PEAK_TO_WARN].astype(np.float64)
+    if not peak < PEAK_TO_REFUSE or np.square(outliers).sum() > CONTRAST_OF_OUTLIERS * voxels.size:
         raise DataError(f"{scan.path}: {far}, an artefact that leaves nothing of the brain; export it again")
-    artefact = [Remark(far, "kept; an artefact that flattens the brain?")] if peak > PEAK_TO_WARN else []
-    return replace(scan, voxels=voxels, remarks=(*scan.remarks, *artefact)), mean, deviation
+    artefact = Remark(far, "kept; an artefact that flattens the brain?")
+    return replace(scan, voxels=voxels, remarks=(*scan.remarks, artefact))

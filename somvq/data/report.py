@@ -1,5 +1,6 @@
 """Cohorts as people and scripts read them: tables and JSON."""
 
+import shlex
 from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -8,31 +9,37 @@ from rich.markup import escape
 from rich.table import Table
 
 from somvq.data.check import Checked
-from somvq.data.cohort import SPLITS, Cohort, ScanEntry
-from somvq.data.scan import Geometry, Remark
-from somvq.data.survey import Look, below
+from somvq.data.cohort import SPLITS, Cohort, ScanEntry, without_numbers
+from somvq.data.scan import GZIPPED, Geometry, Remark
+from somvq.data.survey import Look, below, who_needs_more
 from somvq.sources.found import ScanFile
 
 USED, LEFT_OUT = "used", "left out"
+NARROW, WIDE = 75, 110  # columns of terminals that have room for more than names, and for sentences in a table
 
 
 def check_table(checked: Checked, width: int) -> Table:
     """Every scan: whose, which file, how it lies, what is wrong with it, and what is done about that.
 
-    What is odd about most scans alike is no news of each: check_lines says it once. Long names lose their middle.
+    What is odd about most scans alike is no news of each: check_lines says it once. Long names lose their middle; on
+    a narrow terminal, problems stand below the table.
     """
-    table = plain_table("subject", "file", "shape", "mm", "axes", "problem", "what is done")
-    known_of_most = common_remarks(checked.usable)
-    for row in check_rows(checked, without=known_of_most):
+    wide = width >= WIDE
+    rows = check_rows(checked, without=common_remarks(checked.usable))
+    visits = ["session"] * any(row["session"] for row in rows)
+    lie = ["shape", "mm", "axes"] * (width >= NARROW)
+    headings = ["subject", *visits, "file", *lie, *["problem"] * wide, "what is done"]
+    table = plain_table(*headings)
+    for row in rows:
         style = "red" if row["done"] == LEFT_OUT else "yellow" if row["problem"] else None
-        words = [
-            row["subject"],
-            shorten(row["file"], width // 4),
-            by(row["shape"]),
-            voxel(row["voxel_mm"]),
-            row["axes"],
-        ]
-        table.add_row(*map(escape, [*words, row["problem"], row["done"]]), style=style)
+        cells = {
+            **row,
+            "file": shorten(row["file"], width // 4),
+            "shape": by(row["shape"]),
+            "mm": voxel(row["voxel_mm"]),
+            "what is done": row["done"] if wide or row["done"] == LEFT_OUT else USED,
+        }
+        table.add_row(*(escape(cells[heading]) for heading in headings), style=style)
     return table
 
 
@@ -42,14 +49,14 @@ def check_rows(checked: Checked, without: Collection[Remark] = ()) -> list[dict[
     return [
         *({"subject": "", "session": "", "file": file, **as_json(Geometry()), **left_out(problem)}
           for file, _, problem in lost),
-        *(check_row(look, without) for look in checked.looks),
+        *(check_row(look, geometry, without) for look, geometry in zip(checked.looks, checked.geometries, strict=True)),
     ]  # fmt: skip
 
 
-def check_row(look: Look, without: Collection[Remark]) -> dict[str, Any]:
+def check_row(look: Look, geometry: Geometry, without: Collection[Remark]) -> dict[str, Any]:
     """One scan."""
     scan = look.source.scan
-    known = {"subject": scan.subject, "session": visit(scan), "file": scan.file, **as_json(look.geometry)}
+    known = {"subject": scan.subject, "session": visit(scan), "file": scan.file, **as_json(geometry)}
     if look.refusal:
         return known | left_out(look.refusal.removeprefix(f"{scan.path}: "))
     remarks = [remark for remark in look.remarks if remark not in without]
@@ -73,7 +80,7 @@ def is_common(count: int, scans: int) -> bool:
     return count > max(scans / 2, 3)
 
 
-def check_lines(checked: Checked) -> list[str]:
+def check_lines(checked: Checked, width: int) -> list[str]:
     """What the table comes to: how many scans can be used, what is wrong with the others, what to do next."""
     usable, refused = checked.usable, checked.refused
     odd = sum(bool(look.remarks) for look in usable)
@@ -85,11 +92,20 @@ def check_lines(checked: Checked) -> list[str]:
         counts = [[checked.splits[look.source.scan.subject] for look in usable].count(split) for split in SPLITS]
         shares = " / ".join(f"{count} {split}" for count, split in zip(counts, SPLITS, strict=True))
         lines.append(f"prepared they have {by(checked.shape)} voxels: {shares}")
+    if checked.shape and (alone := who_needs_more(usable)):
+        scan, others = alone
+        lines.append(f"warning  without {scan} they would have {by(others)}: look at it, or give --shape {by(others)}")
+    for row in check_rows(checked, without=common_remarks(usable)) if width < WIDE else []:
+        if row["done"] not in (LEFT_OUT, USED):
+            pairs = zip(row["problem"].split("\n"), row["done"].split("\n"), strict=True)
+            lines += [f"warning  {row['file']}: {problem}: {done}" for problem, done in pairs]
     lines += [f"left out {below(checked.folder, line)}" for line in refused]
+    if bare := sum(not str(look.source.scan.path).lower().endswith(GZIPPED) for look in usable):
+        lines.append(f"note     {bare} scans are in files without a checksum: --manifest FILE keeps one of each")
     if checked.complaint:
         lines.append(f"no cohort: {checked.complaint}")
     else:
-        lines.append(f"next     with the same options: somvq cohort prepare {checked.folder}")
+        lines.append(f"next     with the same options: somvq cohort prepare {shlex.quote(str(checked.folder))}")
     return lines
 
 
@@ -106,14 +122,23 @@ def check_report(checked: Checked) -> dict[str, Any]:
     }
 
 
-def list_table(cohorts: Sequence[Cohort]) -> Table:
+def list_table(cohorts: Sequence[Cohort], width: int) -> Table:
     """Prepared cohorts, one a line."""
-    table = plain_table("cohort", "layout", "scans", "subjects", "voxels", "train/val/test", "warned", "left out", "MB")
+    headings = ["cohort", "scans", "train/val/test", "MB"]
+    if width >= WIDE:
+        headings = ["cohort", "layout", "scans", "subjects", "voxels", "train/val/test", "warned", "left out", "MB"]
+    table = plain_table(*headings)
     for cohort in cohorts:
         known = describe_cohort(cohort)
-        counts = [known["scans"], known["subjects"], by(known["shape"]), "/".join(map(str, known["splits"].values()))]
-        odd = [known["warned"], known["left_out"], f"{known['bytes'] / 1e6:,.0f}"]
-        table.add_row(cohort.folder.name, known["layout"], *map(str, counts), *map(str, odd))
+        cells = {
+            **known,
+            "cohort": known["name"],
+            "voxels": by(known["shape"]),
+            "train/val/test": "/".join(map(str, known["splits"].values())),
+            "left out": known["left_out"],
+            "MB": f"{known['bytes'] / 1e6:,.0f}",
+        }
+        table.add_row(*(str(cells[heading]) for heading in headings))
     return table
 
 
@@ -130,7 +155,7 @@ def describe_cohort(cohort: Cohort) -> dict[str, Any]:
         "shape": index.shape,
         "splits": {split: len(rows) for split, rows in cohort.rows.items()},
         "warned": sum(bool(scan.warnings) for scan in index.scans),
-        "left_out": len(index.left_out),
+        "left_out": len(index.left_out) + len(index.missing),
         "bytes": sum(path.stat().st_size for path in cohort.folder.iterdir()),
     }
 
@@ -145,27 +170,26 @@ def summary_lines(cohort: Cohort) -> list[str]:
         f"settings   {', '.join(f'{name} {value}' for name, value in chosen.items())}",
         f"covariates {', '.join(covariates) or 'none'}",
         f"made with  {', '.join(f'{name} {number}' for name, number in index.versions.items())}",
-        *(f"left out   {line}" for line in index.left_out),
-        *(f"warning    {len(files)} scans: {warning}" for warning, files in index.warnings().items()
-          if is_common(len(files), len(index.scans))),
-    ]  # fmt: skip
+        *(f"left out   {line}" for line in (*index.missing, *index.left_out)),
+        *(f"warning    {len(files)} scans: {warning}" for warning, files in index.warnings() if of_most(files, cohort)),
+    ]
+
+
+def of_most(files: Sequence[str], cohort: Cohort) -> bool:
+    """Whether a warning of `files` is one of most scans of `cohort`."""
+    return is_common(len(files), len(cohort.index.scans))
 
 
 def show_table(cohort: Cohort, width: int) -> Table:
     """The scans of a prepared cohort."""
-    table = plain_table("subject", "session", "split", "file", "mean", "deviation", "brain lost", "warnings")
-    files = cohort.index.warnings()
+    numbers = ["mean", "deviation", "brain lost"] if width >= WIDE else []
+    table = plain_table("subject", "session", "split", "file", *numbers, "warnings")
+    said_once = {without_numbers(warning) for warning, files in cohort.index.warnings() if of_most(files, cohort)}
     for scan in cohort.index.scans:
-        odd = [warning for warning in scan.warnings if not is_common(len(files[warning]), len(cohort.index.scans))]
-        numbers = [f"{scan.mean:.4g}", f"{scan.deviation:.4g}", f"{scan.lost:.1%}" if scan.lost else ""]
-        words = [
-            scan.subject,
-            visit(scan),
-            scan.split,
-            shorten(scan.file, width // 4),
-            *numbers,
-            "\n".join(odd),
-        ]
+        odd = [warning for warning in scan.warnings if without_numbers(warning) not in said_once]
+        measured = [f"{scan.mean:.4g}", f"{scan.deviation:.4g}", f"{scan.lost:.1%}" if scan.lost else ""]
+        words = [scan.subject, visit(scan), scan.split, shorten(scan.file, width // 4), *measured[: len(numbers)]]
+        words.append("\n".join(odd))
         table.add_row(*map(escape, words), style="yellow" if odd else None)
     return table
 

@@ -146,7 +146,7 @@ def readable(path: Path) -> Iterator[None]:
         with quiet():
             yield
     except UNREADABLE as error:
-        raise DataError(f"{path}: cannot be read ({damage(path, error)}); copy or convert it again") from error
+        raise DataError(unreadable(path, error)) from error
 
 
 @contextmanager
@@ -171,42 +171,54 @@ def check_stream(path: Path) -> None:
                 pass
 
 
-def damage(path: Path, error: BaseException) -> str:
-    """What a file that cannot be read looks like, in a few words; never a word of its header."""
+def unreadable(path: Path, error: BaseException) -> str:
+    """One line about a file that cannot be read."""
+    fault, advice = damage(path, error)
+    return f"{path}: cannot be read ({fault}); {advice}"
+
+
+def damage(path: Path, error: BaseException) -> tuple[str, str]:
+    """What a file that cannot be read looks like, in a few words, and what to do; never a word of its header."""
+    again = "copy it again"
     try:
         for part in parts_of(path):
+            if part.is_symlink() and not part.exists():
+                annexed = "annex" in str(part.readlink())
+                fetch = "fetch it, as with git annex get" if annexed else "mend the link or remove it"
+                return f"it is a link to {part.readlink()}, which is not there", fetch
             if not part.exists():
-                if part.is_symlink():
-                    return f"it is a link to {part.readlink()}, which is not there"
-                return "no such file" if part == path else f"its {part.suffix}, {part.name}, is missing"
+                return "no such file" if part == path else f"its {part.suffix}, {part.name}, is missing", again
             if not part.is_file():
-                return "it is not a file"
+                return "it is not a file", "remove it, or name the file that is meant"
         with path.open("rb") as file:
             head = file.read(132)
     except OSError as reason:
-        return str(reason.strerror)
+        return str(reason.strerror), again
     if not head:
-        return "the file is empty"
+        return "the file is empty", again
     if b"git-lfs" in head or b"/annex/" in head:
-        return "it is a pointer of git-lfs or git-annex: fetch the data itself"
+        return "it is a pointer of git-lfs or git-annex", "fetch the data itself, as with git lfs pull"
     if head[128:] == b"DICM":
-        return "it is a DICOM file: convert it to NIfTI"
+        return "it is a DICOM file", "convert it to NIfTI, as with dcm2niix"
     if isinstance(error, EOFError):
-        return "the gzip stream ends too early: the copy is incomplete"
+        return "the gzip stream ends too early: the copy is incomplete", again
     if isinstance(error, zlib.error) or "CRC" in str(error) or "Incorrect length" in str(error):
-        return "the gzip stream is damaged: its checksum does not fit"
+        return "the gzip stream is damaged: its checksum does not fit", again
     if head[:2] == b"\x1f\x8b" and not path.name.lower().endswith(GZIPPED):
-        return "it is gzipped, but its name does not end in .gz: rename it"
+        return "it is gzipped, but its name does not end in .gz", "rename it"
     if isinstance(error, gzip.BadGzipFile):
-        return "it is not gzipped, or is damaged, though its name says it is"
+        return "it is not gzipped, or is damaged, though its name says it is", "rename it or copy it again"
     if isinstance(error, KeyError):
-        return f"its header names a type of voxels that there is not, {error}"
+        return f"its header names a type of voxels that there is not, {error}", again
     if short := re.match(r"Expected (\d+) bytes, got (\d+)", str(error)):
         needed, there = map(int, short.groups())
-        return f"its voxels need {needed:,} bytes and there are {there:,}: the copy is incomplete"
+        return f"its voxels need {needed:,} bytes and there are {there:,}: the copy is incomplete", again
     if isinstance(error, ImageFileError):
-        return "it does not begin like a NIfTI, Analyze or MGH file"
-    return str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+        return "it does not begin like a NIfTI, Analyze or MGH file", "convert it to NIfTI"
+    if isinstance(error, MemoryError):
+        return "there is not enough memory", "ask for more, or for fewer processes at once"
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error).strip()
+    return said.splitlines()[0][:120] if said else type(error).__name__, again
 
 
 def check_header(path: Path, image: Any) -> None:
@@ -297,10 +309,10 @@ def check_voxels(path: Path, voxels: Volume, brain: Mask | None) -> tuple[Volume
     remarks = []
     if not finite.all():
         infinite = int(np.isinf(voxels).sum())
-        voxels = np.where(finite, voxels, np.float32(0))
+        voxels[~finite] = 0  # in place: it is a copy of the file's, and memory is dear
         remarks.append(judge_broken(path, voxels, ~finite, infinite, brain))
     if brain is not None:
-        voxels = np.where(brain, voxels, min(np.float32(0), voxels[brain].min()))
+        voxels[~brain] = min(np.float32(0), voxels[brain].min())
     if voxels.min() == voxels.max():
         raise DataError(f"{path}: every voxel is {voxels.flat[0]:g}, so there is no brain in it; export it again")
     x, y, z = (max(1, side // 32) for side in voxels.shape)

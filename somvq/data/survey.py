@@ -11,8 +11,8 @@ import numpy as np
 
 from somvq.config import ENCODER_STRIDE, CohortSettings
 from somvq.data.digests import Digests, sha256_of
-from somvq.data.preprocess import Fitted, Shape, brain_extent, brain_of, fit, normalise, on_cohort_grid
-from somvq.data.scan import Geometry, Remark, read_geometry, read_scan
+from somvq.data.preprocess import Shape, brain_of, extent_of, moments, normalise, prepare
+from somvq.data.scan import Remark, read_scan, unreadable
 from somvq.errors import DataError
 from somvq.files import parts_of
 from somvq.processes import share_out
@@ -30,10 +30,17 @@ class Source:
     sha256: str  # empty if it cannot be read: a look at it says why
     mask_sha256: str = ""
 
+    def changed(self) -> bool:
+        """Whether its files are no longer what they were."""
+        scan = self.scan
+        mask = sha256_of(parts_of(scan.mask)) if scan.mask else ""
+        return (sha256_of(parts_of(scan.path)), mask) != (self.sha256, self.mask_sha256)
+
     def content(self) -> list[object]:
         """What of it decides a prepared cohort."""
         scan = self.scan
-        return [scan.subject, self.sha256, self.mask_sha256, scan.split, dict(scan.covariates)]
+        as_promised = scan.sha256 in ("", self.sha256)
+        return [scan.subject, self.sha256, self.mask_sha256, as_promised, scan.split, dict(scan.covariates)]
 
 
 @dataclass(frozen=True)
@@ -41,16 +48,15 @@ class Look:
     """What a look at a scan found; what follows `refusal` only if there is none."""
 
     source: Source
-    geometry: Geometry
     refusal: str = ""  # why it cannot be used: one line that names it
     remarks: tuple[Remark, ...] = ()
     voxel_mm: tuple[float, float, float] = (0, 0, 0)  # in RAS order
-    brain: Shape = (0, 0, 0)  # lengths of its brain in voxels of the cohort's grid
+    extent: Shape = (0, 0, 0)  # lengths of what must fit into the cohort's shape, in voxels of its grid
     content: str = ""  # hash of its voxels, whatever their order and compression in the file
 
     def refused(self, why: str) -> "Look":
-        """The same, not to be used."""
-        return replace(self, refusal=f"{self.source.scan.path}: {why}")
+        """The same, not to be used now; another time it may be."""
+        return replace(self, refusal=why, content="")
 
 
 def hash_scans(scans: Sequence[ScanFile], digests: Digests, on_scan: OnScan) -> list[Source]:
@@ -72,23 +78,27 @@ def survey(sources: Sequence[Source], settings: CohortSettings, on_scan: OnScan)
 
 
 def look_at(source: Source, settings: CohortSettings) -> Look:
-    """What the survey needs to know of one scan; tries on it whatever could fail when it is prepared."""
-    scan_file = source.scan
+    """What the survey needs to know of one scan; tries on it what could fail when it is prepared."""
+    path, mask, promised = source.scan.path, source.scan.mask, source.scan.sha256
     try:
-        scan = read_scan(scan_file.path, mask=scan_file.mask, orient=settings.orient)
-        if scan_file.sha256 and scan_file.sha256 != (found := sha256_of(parts_of(scan_file.path))):
-            refusal = f"its sha256 is {found[:12]}..., not {scan_file.sha256[:12]}... as its manifest says"
-            raise DataError(f"{scan_file.path}: {refusal}; copy it again")
+        scan = read_scan(path, mask=mask, orient=settings.orient)
+        found = sha256_of(parts_of(path)) if promised else ""
+        if promised != found:
+            fault = f"its sha256 is {found[:12]}..., not {promised[:12]}... as its manifest says"
+            raise DataError(f"{path}: {fault}; copy it again")
+        inside = brain_of(scan)
+        if settings.normalise == "brain":
+            normalise(scan, *moments(scan.voxels[inside]))  # refuses an artefact
+        whole = settings.padding == "mean"  # which pads whole volumes, as the paper's code did
+        extent = extent_of(scan, np.ones_like(inside) if whole else inside, settings.voxel_mm)
+        if settings.shape and any(side > length for side, length in zip(extent, settings.shape, strict=True)):
+            prepare(path, mask, settings.shape, settings)  # refuses a crop that cuts off too much
         content = hashlib.sha256(np.ascontiguousarray(scan.voxels).data).hexdigest()
-        brain = brain_extent(scan, settings.voxel_mm)
-        if settings.shape and any(side > length for side, length in zip(brain, settings.shape, strict=True)):
-            on_grid = on_cohort_grid(scan, settings.voxel_mm, settings.shape)
-            fit(on_grid, settings.shape, settings)  # refuses a crop that cuts too much
-        elif settings.normalise == "brain":
-            normalise(scan, scan.voxels[brain_of(scan)])  # refuses an artefact
     except DataError as error:
-        return Look(source, read_geometry(scan_file.path), str(error))
-    return Look(source, read_geometry(scan_file.path), "", scan.remarks, scan.voxel_mm, brain, content)
+        return Look(source, str(error))
+    except (OSError, MemoryError) as error:  # of its checksum; of a machine that has too little for it
+        return Look(source, unreadable(path, error))
+    return Look(source, "", scan.remarks, scan.voxel_mm, extent, content)
 
 
 def refuse_twins(looks: Sequence[Look]) -> list[Look]:
@@ -100,19 +110,19 @@ def refuse_twins(looks: Sequence[Look]) -> list[Look]:
     for look in looks:
         if not look.refusal:
             copies.setdefault(look.content, []).append(look)
-    judged = []
-    for look in looks:
-        first, *others = copies.get(look.content, [look])
-        twin = first if look is not first else next(iter(others), None)
-        if look.refusal or twin is None:
-            judged.append(look)
-        elif len({copy.source.scan.subject for copy in (first, *others)}) > 1:
-            judged.append(look.refused(f"it is the same scan as {twin.source.scan.file}, of another subject; "
-                                       "find out whose it is, and remove the other"))  # fmt: skip
-        else:
-            judged.append(look if look is first else look.refused(f"it is the same scan as {twin.source.scan.file}; "
-                                                                  "remove one of them"))  # fmt: skip
-    return judged
+    return [replace(look, refusal=twin_of(look, copies.get(look.content, []))) for look in looks]
+
+
+def twin_of(look: Look, copies: Sequence[Look]) -> str:
+    """Why the scan cannot be used beside `copies` of the same voxels, itself among them; empty if it can."""
+    others = [copy for copy in copies if copy is not look]
+    if look.refusal or not others:
+        return look.refusal
+    scan, twin = look.source.scan, others[0].source.scan
+    if any(copy.source.scan.subject != scan.subject for copy in others):
+        advice = "of another subject; find out whose it is, and remove the other"
+        return f"{scan.path}: it is the same scan as {twin.file}, {advice}"
+    return "" if look is copies[0] else f"{scan.path}: it is the same scan as {twin.file}; remove one of them"
 
 
 def refuse_mixed_voxels(usable: Sequence[Look], settings: CohortSettings) -> None:
@@ -130,41 +140,34 @@ def refuse_mixed_voxels(usable: Sequence[Look], settings: CohortSettings) -> Non
 
 def common_shape(usable: Sequence[Look]) -> Shape:
     """The smallest shape that holds every brain and whole tokens: a multiple of 16 along each side."""
-    longest = np.array([look.brain for look in usable]).max(axis=0)
+    longest = np.array([look.extent for look in usable]).max(axis=0)
     x, y, z = (math.ceil(side / ENCODER_STRIDE) * ENCODER_STRIDE for side in longest)
     return x, y, z
 
 
-def prepare_scan(source: Source, shape: Shape, settings: CohortSettings) -> Fitted:
-    """One scan as a model reads it.
-
-    Raises:
-        DataError: it cannot be used.
-    """
-    path, mask = source.scan.path, source.scan.mask
-    return fit(
-        on_cohort_grid(read_scan(path, mask=mask, orient=settings.orient), settings.voxel_mm, shape), shape, settings
-    )
-
-
-def rehearse(looks: Sequence[Look], shape: Shape, settings: CohortSettings, on_scan: OnScan) -> list[Look]:
-    """`looks` with all that preparing their scans in `shape` would say."""
-    usable = [look for look in looks if not look.refusal]
-    judged = share_out(
-        partial(rehearse_one, shape=shape, settings=settings),
-        usable,
-        lambda done: on_scan("preprocessing", done, len(usable)),
-    )
-    by_file = {look.source.scan.path: look for look in judged}
-    return [look if look.refusal else by_file[look.source.scan.path] for look in looks]
+def who_needs_more(usable: Sequence[Look]) -> tuple[str, Shape] | None:
+    """The scan that alone makes the common shape a quarter larger or more, and the shape of the others."""
+    shape = common_shape(usable)
+    for side in range(3):
+        longest = max(usable, key=lambda look: look.extent[side])
+        others = common_shape([look for look in usable if look is not longest])
+        if math.prod(shape) >= 1.25 * math.prod(others):
+            return longest.source.scan.file, others
+    return None
 
 
-def rehearse_one(look: Look, shape: Shape, settings: CohortSettings) -> Look:
-    """`look` with all that preparing its scan would say."""
+def try_out(look: Look, shape: Shape, settings: CohortSettings) -> Look:
+    """`look` with all that preparing its scan would say of it."""
+    if look.refusal:
+        return look
+    path = look.source.scan.path
     try:
-        return replace(look, remarks=prepare_scan(look.source, shape, settings).scan.remarks)
+        fitted = prepare(path, look.source.scan.mask, shape, settings)
     except DataError as error:
-        return replace(look, refusal=str(error))
+        return look.refused(str(error))
+    except (OSError, MemoryError) as error:
+        return look.refused(unreadable(path, error))
+    return replace(look, remarks=fitted.scan.remarks)
 
 
 def below(folder: Path, line: str) -> str:

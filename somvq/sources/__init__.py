@@ -9,9 +9,9 @@ from somvq.config import CohortSettings
 from somvq.errors import DataError
 from somvq.sources import bids, derivatives, folder, freesurfer, manifest, neurite, oasis1, oasis2, oasis3
 from somvq.sources.clinical import attach_tables
-from somvq.sources.found import Found, ScanFile
+from somvq.sources.found import Found, ScanFile, counted, some_of
 from somvq.sources.layout import Layout
-from somvq.sources.names import refuse_undecodable
+from somvq.sources.names import fault_of, printable, torn_people
 from somvq.sources.ratings import select_by_rating
 from somvq.sources.walk import names_in
 
@@ -40,17 +40,37 @@ def find_scans(root: Path, settings: CohortSettings) -> Found:
     """
     layout = layout_of(root, settings)
     found = layout.find(root, settings)
-    scans: Sequence[ScanFile] = sorted(found.scans, key=lambda scan: (scan.subject, scan.file))
-    refuse_undecodable([*(scan.file for scan in scans), *found.left_out])
+    named = [scan for scan in found.scans if not fault_of(scan.file)]
+    left_out = [*map(printable, found.left_out), *badly_named(found.scans)]
+    scans: Sequence[ScanFile] = sorted(named, key=lambda scan: (scan.subject, scan.file))
     if not scans:
-        raise DataError(nothing_found(root, layout, found.left_out))
+        raise DataError(nothing_found(root, layout, left_out))
     scans, of_tables = attach_tables(scans, root, settings.table)
-    notes = [*found.notes, *of_tables]
+    notes = [*map(printable, found.notes), *of_tables]
     if settings.cdr is not None:
         scans, note = select_by_rating(scans, settings.cdr, settings.include_blank_cdr)
         notes.append(note)
-    scans, passed_over = take(scans, settings)
-    return replace(found, scans=tuple(scans), notes=(*notes, *passed_over))
+    if layout is not manifest.LAYOUT or settings.take == "subject":  # who lists sessions twice wants both
+        scans, passed_over = take(scans, settings)
+        notes += passed_over
+    notes += note_on_visits(scans, layout)
+    return replace(found, scans=tuple(scans), left_out=tuple(left_out), notes=tuple(notes))
+
+
+def badly_named(scans: Sequence[ScanFile]) -> list[str]:
+    """A line for each of `scans` that no index can hold."""
+    return [f"{scan.file!a}: {fault}; rename it" for scan in scans if (fault := fault_of(scan.file))]
+
+
+def note_on_visits(scans: Sequence[ScanFile], layout: Layout) -> list[str]:
+    """A note where subjects look like visits of fewer people, who may then be in two splits."""
+    torn = torn_people(scan.subject for scan in scans)
+    if not torn:
+        return []
+    names = [name for those in torn for name in those]
+    like = f"{len(names)} subjects have names that look like visits of {counted(len(torn), 'person', 'people')}"
+    advice = "give each one subject_id" if layout is manifest.LAYOUT else "give subject_id in a manifest"
+    return [f"{like} ({some_of(names, 2)}): one person may be in two splits; {advice}"]
 
 
 def layout_of(root: Path, settings: CohortSettings) -> Layout:
@@ -99,5 +119,9 @@ def take(scans: Sequence[ScanFile], settings: CohortSettings) -> tuple[Sequence[
     for scan in scans:
         first.setdefault((scan.subject, scan.session if settings.take == "session" else ""), scan)
     passed_over = len(scans) - len(first)
+    if not passed_over:
+        return scans, []
+    if passed_over == 1:
+        return list(first.values()), [f"1 more scan of a {settings.take} is passed over: --take every keeps it"]
     what = f"{passed_over} more scans of the same {settings.take}s are passed over: --take every keeps them"
-    return list(first.values()), [what] if passed_over else []
+    return list(first.values()), [what]

@@ -7,12 +7,13 @@ from itertools import islice
 from pathlib import Path
 
 from somvq.config import CohortSettings
-from somvq.sources.found import Found, ScanFile
+from somvq.sources.found import Found, ScanFile, counted, some_of
 from somvq.sources.layout import Layout
 from somvq.sources.names import session_in, subject_in
 from somvq.sources.walk import LOOKS, folders_in, names_in
 
 T1W = re.compile(r"sub-[A-Za-z0-9]+(_(?!desc-|space-)[a-z]+-[A-Za-z0-9]+)*_T1w(?i:\.nii|\.nii\.gz)")
+NEARLY = re.compile(r"(sub-.*)_(?!T1w\.)(?i:T1w?)(?i:\.nii|\.nii\.gz)")  # a T1 volume, by a name that is not BIDS's
 MASK = re.compile(r"sub-.*_desc-brain_mask(?i:\.nii|\.nii\.gz)")
 NOT_RAW = ("derivatives", "sourcedata", "code")
 
@@ -24,11 +25,24 @@ def recognise(root: Path) -> bool:
 
 def find(root: Path, settings: CohortSettings) -> Found:
     """The T1 volumes of each subject and session."""
-    files = [file for file in anatomical(root) if T1W.fullmatch(file.name)]
-    scans = [scan_of(root, file) for file in files]
-    without = len(folders_in(root, "sub-")) - len({file.relative_to(root).parts[0] for file in files})
-    notes = [f"{without} subjects have no T1 volume"] if without else []
-    return Found(LAYOUT.name, tuple(scans), notes=(*notes, *advice(root)))
+    every = list(anatomical(root))
+    files = [file for file in every if T1W.fullmatch(file.name)]
+    nearly = [file for file in every if NEARLY.fullmatch(file.name)]
+    subjects = {file.relative_to(root).parts[0] for file in (*files, *nearly)}
+    without = [folder.name for folder in folders_in(root, "sub-") if folder.name not in subjects]
+    said = f"{counted(len(without), 'subject has', 'subjects have')} no T1 volume: {some_of(without)}"
+    return Found(
+        LAYOUT.name,
+        tuple(scan_of(root, file) for file in files),
+        tuple(f"{file.relative_to(root)}: {renaming(file.name)}" for file in nearly),
+        (*([said] if without else []), *advice(root)),
+    )
+
+
+def renaming(name: str) -> str:
+    """What to do with a volume that is nearly called as BIDS has it."""
+    stem, suffix = name[: name.lower().rindex(".nii")], name[name.lower().rindex(".nii") :]
+    return f"its name is no BIDS name of a T1 volume; rename it to {stem.rpartition('_')[0]}_T1w{suffix}"
 
 
 def anatomical(root: Path, most: int | None = None) -> Iterator[Path]:

@@ -2,15 +2,15 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from somvq.errors import DataError
-from somvq.sources.found import Covariates, ScanFile
+from somvq.sources.found import Covariates, ScanFile, counted
 from somvq.sources.names import session_in, session_of, whose
 from somvq.sources.tables import Row, Table, columns_of, read_table, value_of
-from somvq.sources.walk import glimpse, walk
+from somvq.sources.walk import glimpse
 
 Lookup = Callable[[ScanFile], Covariates]  # what a table says of a scan; nothing if it is not in it
 
@@ -31,6 +31,7 @@ MOST_DAYS = 365  # between a scan and the visit whose rating it is given
 DAYS_A_YEAR = 365.25
 SEXES = {"1": "M", "2": "F"}  # in OASIS-3
 DATA_FILES = ("0AS_data_files", "OASIS3_data_files")  # what OASIS-3 calls the folder of its tables
+DEEPEST = 6  # levels of folders that XNAT puts them in
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,13 @@ class Kind:
     subjects: str  # how they begin
     read: Callable[[Table], Lookup]
 
-    def matches(self, file: Path) -> bool:
-        """Whether `file` is such a table by its name and columns."""
-        return bool(re.fullmatch(self.file, file.name)) and {*self.columns} <= {*columns_of(file)}
+    def may_be(self, file: Path) -> bool:
+        """Whether `file` may be such a table by its name and columns, as far as it has any."""
+        return bool(re.fullmatch(self.file, file.name)) and self.is_of(columns_of(file) or self.columns)
+
+    def is_of(self, columns: Iterable[str]) -> bool:
+        """Whether a table with `columns` is of this sort."""
+        return {*self.columns} <= {*columns}
 
 
 def attach_tables(
@@ -53,27 +58,39 @@ def attach_tables(
     """`scans` with what the tables at `root` and the `named` one say of them, and notes on it.
 
     Raises:
-        DataError: a table that cannot be read; a named one that says nothing of any scan.
+        DataError: a named table that cannot be read or says nothing of any scan; of others that is a note.
     """
-    notes: list[str] = []
     attached = tuple(scans)
-    for path, kind in find_tables(attached, root, named):
-        attached, said = attach(attached, path, kind.read(read_table(path)), path == named)
-        notes += said
-    return attached, tuple(notes)
-
-
-def find_tables(scans: Sequence[ScanFile], root: Path, named: Path | None) -> Iterator[tuple[Path, Kind]]:
-    """The named table, then of each other kind that is of some of the scans the first there is."""
+    notes: list[str] = []
     own = kind_of(named) if named else None
     if named and own:
-        yield named, own
+        attached, notes = attach(attached, named, own.read(read_table(named)))
+        if not notes:
+            raise DataError(f"table {named} says nothing of any scan, such as {scans[0].file}")
     files = list(files_near(root, named))
     for kind in KINDS:
         if kind is not own and any(whose(scan.subject).startswith(kind.subjects) for scan in scans):
-            fitting = (file for file in files if kind.matches(file))
-            if path := next(fitting, None):
-                yield path, kind
+            attached, said = attach_first(attached, kind, files)
+            notes += said
+    return attached, tuple(notes)
+
+
+def attach_first(
+    scans: tuple[ScanFile, ...], kind: Kind, files: Sequence[Path]
+) -> tuple[tuple[ScanFile, ...], list[str]]:
+    """`scans` with what the first whole table of this kind says of them; nobody asked for it, so none is refused."""
+    notes: list[str] = []
+    for path in filter(kind.may_be, files):
+        try:
+            table = read_table(path)
+            attached, said = attach(scans, path, kind.read(table)) if kind.is_of(table.columns) else (scans, [])
+        except DataError as error:
+            why = str(error).removeprefix(f"{path}: ").rpartition("; ")[0]
+            notes.append(f"{path.name} is passed over: {why}; mend it or name another with --table")
+            continue
+        if said:
+            return attached, [*notes, *said]
+    return scans, notes
 
 
 def kind_of(table: Path) -> Kind:
@@ -86,7 +103,7 @@ def kind_of(table: Path) -> Kind:
         raise DataError(f"table {table} does not exist; give a .csv, .tsv or .xlsx file")
     columns = read_table(table).columns
     for kind in KINDS:
-        if {*kind.columns} <= {*columns}:
+        if kind.is_of(columns):
             return kind
     raise DataError(
         f"table {table} has columns {', '.join(columns)}; give a table of OASIS, or one with a column subject_id"
@@ -102,13 +119,11 @@ def files_near(root: Path, named: Path | None) -> Iterator[Path]:
         for _, names in glimpse(place, 0):
             yield from (place / name for name in names)
             for data_files in filter(names.__contains__, DATA_FILES):
-                yield from (below / name for below, inner in walk(place / data_files) for name in inner)
+                yield from (below / name for below, inner in glimpse(place / data_files, DEEPEST) for name in inner)
 
 
-def attach(
-    scans: Sequence[ScanFile], path: Path, lookup: Lookup, is_named: bool
-) -> tuple[tuple[ScanFile, ...], list[str]]:
-    """`scans` with what one table says of them, as far as a person can have it; what they have already stays."""
+def attach(scans: Sequence[ScanFile], path: Path, lookup: Lookup) -> tuple[tuple[ScanFile, ...], list[str]]:
+    """`scans` with what one table says of them, as far as a person can have it, and notes; what they have stays."""
     known: set[str] = set()
     impossible: dict[str, list[float | str]] = defaultdict(list)
     attached, spoken_of = [], 0
@@ -118,17 +133,24 @@ def attach(
         for name, value in wrong.items():
             impossible[name].append(value)
         good = {name: value for name, value in values.items() if name not in wrong}
+        if "cdr" in wrong:  # as text it is no rating, nor is it the blank of those who were never rated
+            good["cdr"] = in_words(wrong["cdr"])
         known |= set(good)
         spoken_of += bool(values)
         attached.append(replace(scan, covariates={**good, **scan.covariates}))
-    if is_named and not spoken_of:
-        raise DataError(f"table {path} says nothing of any of the {len(scans)} scans, such as {scans[0].file}")
-    notes = [f"{path.name} tells {', '.join(sorted(known)) or 'nothing'} of {spoken_of} of {len(scans)} scans"]
+    if not spoken_of:
+        return tuple(attached), []
+    of = f"{spoken_of} of {counted(len(scans), 'scan', 'scans')}"
+    notes = [f"{path.name} tells {', '.join(sorted(known)) or 'nothing'} of {of}"]
     for name, those in sorted(impossible.items()):
-        notes.append(
-            f"{path.name}: {len(those)} values of {name} are left out, which nobody can have, such as {those[0]}"
-        )
+        left_out = f"{counted(len(those), 'value', 'values')} of {name} {'is' if len(those) == 1 else 'are'} left out"
+        notes.append(f"{path.name}: {left_out}, which nobody can have, such as {in_words(those[0])}")
     return tuple(attached), notes
+
+
+def in_words(value: float | str) -> str:
+    """A value as a table has it."""
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def is_possible(name: str, value: float | str) -> bool:
@@ -147,15 +169,16 @@ def values_of(cells: Mapping[str, str], names: Mapping[str, str]) -> Covariates:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def by_key(table: Table, key: Callable[[Row], str]) -> dict[str, dict[str, str]]:
-    """The rows of a table by what they are of."""
+def by_key(table: Table, column: str, key: Callable[[Row], str]) -> dict[str, dict[str, str]]:
+    """The rows of a table by one form of what `column` says they are of."""
     rows: dict[str, dict[str, str]] = {}
     lines: dict[str, int] = {}
     for row in table.rows:
         name = key(row)
         first = lines.setdefault(name, row.line)
         if name and first != row.line:
-            raise DataError(f"{table.path}: line {row.line}: {name} stands on line {first} too; remove one of them")
+            said = row.cells[column]
+            raise DataError(f"{table.path}: line {row.line}: {said} stands on line {first} too; remove one of them")
         rows[name] = row.cells
     return rows
 
@@ -164,15 +187,15 @@ def by_session(column: str, names: Mapping[str, str]) -> Callable[[Table], Looku
     """Reads tables with a row for each session, as OAS1_0001_MR1."""
 
     def read(table: Table) -> Lookup:
-        rows = by_key(table, lambda row: row.cells[column])
-        return lambda scan: values_of(rows.get(f"{whose(scan.subject)}_{visit_of(scan)}", {}), names)
+        rows = by_key(table, column, lambda row: person(row.cells[column]))
+        return lambda scan: values_of(rows.get(person(scan.subject, visit_of(scan)), {}), names)
 
     return read
 
 
 def by_entry(table: Table) -> Lookup:
     """Reads the demographics of OASIS-3: a row for each person; scans are dated in days from entry."""
-    rows = by_key(table, lambda row: row.cells["oasisid"])
+    rows = by_key(table, "oasisid", lambda row: whose(row.cells["oasisid"]))
 
     def lookup(scan: ScanFile) -> Covariates:
         cells = rows.get(whose(scan.subject), {})
@@ -193,7 +216,7 @@ def by_nearest_visit(table: Table) -> Lookup:
     for row in table.rows:
         day = value_of(row.cells["days_to_visit"])
         if isinstance(day, float) and value_of(row.cells["cdrtot"]) is not None:
-            visits[row.cells["oasisid"]].append((day, row.cells))
+            visits[whose(row.cells["oasisid"])].append((day, row.cells))
 
     def lookup(scan: ScanFile) -> Covariates:
         day = day_of(scan)
@@ -210,7 +233,7 @@ def by_person(column: str) -> Callable[[Table], Lookup]:
 
     def read(table: Table) -> Lookup:
         session = next((name for name in ("session_id", "session") if name in table.columns), "")
-        rows = by_key(table, lambda row: person(row.cells[column], row.cells.get(session, "")))
+        rows = by_key(table, column, lambda row: person(row.cells[column], row.cells.get(session, "")))
         names = {name: name for name in table.columns if name not in (column, session)}
 
         def lookup(scan: ScanFile) -> Covariates:
@@ -223,8 +246,9 @@ def by_person(column: str) -> Callable[[Table], Lookup]:
 
 
 def person(subject: str, session: str = "") -> str:
-    """One form of all the ways to write a subject, and a session of theirs."""
-    return f"{whose(subject).removeprefix('sub-')} {session.removeprefix('ses-')}".rstrip()
+    """One form of all the ways to write a subject, and a session of theirs, which may be part of the former."""
+    visit = session or session_in(subject)
+    return f"{whose(subject).removeprefix('sub-')} {visit.removeprefix('ses-')}".rstrip()
 
 
 def visit_of(scan: ScanFile) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from somvq.config import CohortSettings
 from somvq.errors import DataError
 from somvq.sources.bids import anatomical, scan_of
-from somvq.sources.found import Found
+from somvq.sources.found import Found, counted
 from somvq.sources.layout import Layout
 from somvq.sources.names import session_in, subject_in
 from somvq.sources.walk import LOOKS, folders_in
@@ -66,7 +66,7 @@ def choose(root: Path, files: list[Path], space: str | None) -> tuple[Grid, str]
     grid = min(wanted, key=lambda grid: (-counts[grid], grid[0] == NATIVE))
     others = ", ".join(f"{said(other)} of {counts[other]}" for other in sorted(counts) if other != grid)
     there_is = f"; there is also {others}{': --space chooses' if len(spaces) > 1 else ''}" if others else ""
-    return grid, f"{said(grid)} of {counts[grid]} subjects{there_is}"
+    return grid, f"{said(grid)} of {counted(counts[grid], 'subject', 'subjects')}{there_is}"
 
 
 def visit_of(file: Path) -> str:

@@ -1,14 +1,16 @@
 """A folder of T1 volumes, whatever their names."""
 
 import re
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from somvq.config import CohortSettings
 from somvq.errors import DataError
-from somvq.sources.found import Found, ScanFile
+from somvq.sources import derivatives, freesurfer, neurite, oasis1, oasis2
+from somvq.sources.found import Found, ScanFile, some_of
 from somvq.sources.layout import Layout
-from somvq.sources.names import refuse_undecodable, stem_of, subject_in, subject_of
+from somvq.sources.names import fault_of, stem_of, subject_in, subject_of
 from somvq.sources.walk import find_volumes
 
 SUFFIXES = (".nii.gz", ".nii", ".mgz", ".mgh", ".hdr", ".img")
@@ -26,12 +28,15 @@ def find(root: Path, settings: CohortSettings) -> Found:
     """The T1 volumes in `root` and below; each is a session of its own.
 
     Raises:
-        DataError: a part of it that cannot be listed, or names that leave open whose scans they are.
+        DataError: a part of it that cannot be listed, names that leave open whose scans they are, or another layout.
     """
     volumes = find_volumes(root, is_t1)
-    check_names(volumes.files)
-    scans = [ScanFile(root / file, str(file), subject_of(file), session=str(file)) for file in volumes.files]
-    return Found(LAYOUT.name, tuple(scans), tuple(volumes.left_out))
+    if settings.layout is None:
+        refuse_other_layout(root, volumes.files)
+    people = folders_of_people([file for file in volumes.files if not fault_of(str(file))])
+    scans = [ScanFile(root / file, str(file), whose_scan(file, people), str(file)) for file in volumes.files]
+    notes = [f"subjects are called after their folders ({some_of(people, 2)})"] if people else []
+    return Found(LAYOUT.name, tuple(scans), tuple(volumes.left_out), tuple(notes))
 
 
 def is_t1(file: Path) -> bool:
@@ -39,17 +44,61 @@ def is_t1(file: Path) -> bool:
     return file.name.lower().endswith(SUFFIXES) and not NOT_T1.match(stem_of(file.name))
 
 
-def check_names(files: Sequence[Path]) -> None:
-    """Refuses files (below the cohort's folder) whose names leave open whose scans they are."""
-    refuse_undecodable(map(str, files))
-    seen: dict[str, Path] = {}
+def folders_of_people(files: Sequence[Path]) -> list[str]:
+    """The folders in the cohort's that hold files called alike, as in anna/T1.nii and ben/T1.nii: one a person.
+
+    Raises:
+        DataError: one of such files lies in no such folder, or all in the same.
+    """
+    alike: dict[str, list[Path]] = defaultdict(list)
     for file in files:
-        stem = stem_of(file.name)
-        if not any(map(subject_in, file.parts)) and (other := seen.setdefault(stem, file)) != file:
+        if is_nameless(file):
+            alike[stem_of(file.name)].append(file)
+    people: set[str] = set()
+    for stem, those in alike.items():
+        tops = {file.parts[0] if file.parts[1:] else "" for file in those}
+        if len({file.parent for file in those}) > 1:
+            if "" in tops or len(tops) == 1:
+                other = next(file for file in those if file.parent != those[0].parent)
+                raise DataError(
+                    f"{those[0]} and {other} are both called '{stem}', so whose they are is not known; "
+                    "name files or folders after subjects, as in sub-01_T1w.nii.gz"
+                )
+            people |= tops
+    return sorted(people)
+
+
+def is_nameless(file: Path) -> bool:
+    """Whether nothing in the path `file` is a subject's name of BIDS or OASIS."""
+    return not any(map(subject_in, file.parts))
+
+
+def whose_scan(file: Path, people: Sequence[str]) -> str:
+    """The subject of `file`: the person after whom its folder is called, else what its path tells."""
+    in_folder = bool(file.parts[1:]) and file.parts[0] in people
+    return file.parts[0] if in_folder and is_nameless(file) else subject_of(file)
+
+
+def refuse_other_layout(root: Path, files: Sequence[Path]) -> None:
+    """A data set some folders down is not a folder of T1 volumes: the rest of its volumes would be taken as well."""
+    suspects: dict[tuple[Layout, Path], Path] = {}  # the outer folders first
+    for file in files:
+        for layout in (layout for layout, is_of in OTHERS.items() if is_of(file)):
+            for place in reversed(file.parents[:-1]):
+                suspects.setdefault((layout, place), file)
+    for (layout, place), file in suspects.items():
+        if layout.recognise(root / place):
             raise DataError(
-                f"{file} and {other} are both called '{stem}', so whose they are is not known; "
-                "name files or folders after subjects, as in sub-01_T1w.nii.gz"
+                f"cohort {root} holds files of layout {layout.name} some folders down, as {file}: name the folder "
+                f"that holds them, {root / place}, or --layout folder to take every volume"
             )
 
 
+OTHERS: dict[Layout, Callable[[Path], bool]] = {  # layouts by files that no other has
+    neurite.LAYOUT: lambda file: file.name == neurite.ALIGNED,
+    oasis1.LAYOUT: lambda file: bool(oasis1.SCAN.fullmatch(file.name)),
+    oasis2.LAYOUT: oasis2.is_scan,
+    freesurfer.LAYOUT: lambda file: file.parent.name == "mri" and file.name in freesurfer.STRIPPED,
+    derivatives.LAYOUT: lambda file: bool(derivatives.SCAN.fullmatch(file.name)),
+}
 LAYOUT = Layout("folder", "files that end in .nii, .nii.gz, .mgz, .mgh, or .hdr with .img", recognise, find)

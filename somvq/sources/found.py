@@ -1,12 +1,22 @@
 """What looking at a folder finds: scans, whose they are, and what is said of them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from somvq.config import LayoutName, Split
 
 Covariates = Mapping[str, float | str]
+
+
+def counted(number: int, one: str, several: str) -> str:
+    """How many there are of something: counted(2, 'scan is', 'scans are') is '2 scans are'."""
+    return f"{number} {one if number == 1 else several}"
+
+
+def some_of(names: Sequence[str], most: int = 3) -> str:
+    """The first of `names`, and dots where there are more."""
+    return ", ".join((*names[:most], *(["..."] if names[most:] else [])))
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 from somvq.config import CohortSettings
-from somvq.sources.found import Found, ScanFile
+from somvq.sources.found import Found, ScanFile, counted, some_of
 from somvq.sources.layout import Layout
 from somvq.sources.names import session_in, whose
 from somvq.sources.walk import folders_in, glimpse, names_in
@@ -22,28 +22,23 @@ def recognise(root: Path) -> bool:
 
 
 def find(root: Path, settings: CohortSettings) -> Found:
-    """The stripped volume of each subject, of one kind where all have it; of longitudinal visits the .long. ones."""
-    names = [folder.name for folder in folders_in(root) if os.path.isdir(folder / "mri")]
-    names = [name for name in names if not name.startswith(TEMPLATES)]
+    """The best stripped volume that each subject has; of longitudinal visits the .long. ones."""
+    folders = [folder for folder in folders_in(root) if not folder.name.startswith(TEMPLATES)]
+    names = [folder.name for folder in folders if os.path.isdir(folder / "mri")]
+    strangers = [folder.name for folder in folders if folder.name not in names]
     repeated = {part for name in names if LONG in name for part in name.split(LONG, 1)}
     kinds = {name: kinds_of(root / name) for name in names if name not in repeated}
-    chosen = choose({name: own for name, own in kinds.items() if own})
+    chosen = {name: own[0] for name, own in kinds.items() if own}
     scans = [scan_of(root, name, kind) for name, kind in chosen.items()]
     why = f"its mri/ holds none of {', '.join(STRIPPED)}; run recon-all -autorecon1 and -autorecon2, or remove it"
     left_out = [f"{name}: {why}" for name, own in kinds.items() if not own]
-    passed_over = len(repeated & set(names))
-    return Found(LAYOUT.name, tuple(scans), tuple(left_out), tuple(notes_on(chosen, passed_over)))
+    notes = [*notes_on(chosen), *passed_over(len(repeated & set(names)), strangers)]
+    return Found(LAYOUT.name, tuple(scans), tuple(left_out), tuple(notes))
 
 
 def kinds_of(subject: Path) -> list[str]:
     """The stripped volumes that `subject` has, the best first."""
     return [kind for kind in STRIPPED if os.path.lexists(subject / "mri" / kind)]
-
-
-def choose(kinds: dict[str, list[str]]) -> dict[str, str]:
-    """The volume of each subject: the best that all have, else of each its best."""
-    common = [kind for kind in STRIPPED if all(kind in own for own in kinds.values())]
-    return {name: common[0] if common else own[0] for name, own in kinds.items()}
 
 
 def scan_of(root: Path, name: str, kind: str) -> ScanFile:
@@ -54,16 +49,28 @@ def scan_of(root: Path, name: str, kind: str) -> ScanFile:
     return ScanFile(path, str(path.relative_to(root)), whose(base or visit), session)
 
 
-def notes_on(chosen: dict[str, str], passed_over: int) -> list[str]:
-    """What was taken of what there is."""
+def notes_on(chosen: dict[str, str]) -> list[str]:
+    """How many subjects have which volume, and who lacks the best where not all do."""
     counts = Counter(chosen.values())
-    notes = [f"{' and '.join(f'mri/{kind} of {counts[kind]}' for kind in STRIPPED if kind in counts)} subjects"]
-    if len(counts) > 1:
-        notes[0] += ": not all have the same, so their brightness may differ"
-    if passed_over:
-        notes.append(
-            f"{passed_over} cross-sectional and base folders of subjects that have .long. ones are passed over"
-        )
+    kinds = [kind for kind in STRIPPED if kind in counts]
+    if not kinds:
+        return []
+    note = " and ".join(f"mri/{kind} of {counted(counts[kind], 'subject', 'subjects')}" for kind in kinds)
+    lacking = [name for name, kind in chosen.items() if kind != kinds[0]]
+    if lacking:
+        note += f": no {kinds[0]} of {some_of(lacking)}, so brightness may differ"
+    return [note]
+
+
+def passed_over(repeated: int, strangers: list[str]) -> list[str]:
+    """Notes on folders that are not looked into."""
+    notes = []
+    if repeated:
+        folders = counted(repeated, "cross-sectional or base folder", "cross-sectional and base folders")
+        notes.append(f"{folders} of subjects that have .long. ones {'is' if repeated == 1 else 'are'} passed over")
+    if strangers:
+        without = counted(len(strangers), "folder without mri/ is", "folders without mri/ are")
+        notes.append(f"{without} passed over: {some_of(strangers)}")
     return notes
 
 

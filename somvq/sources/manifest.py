@@ -1,13 +1,17 @@
 """A table that lists scans: their files, subjects and, where wanted, splits, masks and covariates."""
 
 import os
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from somvq.config import CohortSettings, Split
 from somvq.errors import DataError
-from somvq.sources.found import Covariates, Found, ScanFile
+from somvq.sources.found import Covariates, Found, ScanFile, counted, some_of
 from somvq.sources.layout import Layout
-from somvq.sources.tables import Row, Table, columns_of, is_table, read_table, value_of
+from somvq.sources.names import person_of, session_in
+from somvq.sources.tables import Row, Table, columns_of, is_absent, is_table, read_table, value_of
 
 REQUIRED = ("path", "subject_id")
 OWN = (*REQUIRED, "session", "split", "mask_path", "sha256")  # all other columns are covariates
@@ -42,10 +46,12 @@ def find(root: Path, settings: CohortSettings) -> Found:
     if not table.rows:
         raise DataError(f"{table.path}: no line after line 1; a manifest has a line for each scan")
     refuse_blanks(table)
-    scans = [scan_of(row, table.path) for row in table.rows]
+    scans = in_one_form([scan_of(row, table.path) for row in table.rows])
     refuse_duplicates(table, scans)
     refuse_torn_splits(table, scans)
-    return Found(LAYOUT.name, tuple(scans))
+    if any(scan.split for scan in scans):
+        refuse_other_splits(settings)
+    return Found(LAYOUT.name, tuple(scans), notes=tuple(note_on_people(table, scans)))
 
 
 def said(columns: tuple[str, ...]) -> str:
@@ -58,40 +64,80 @@ def refuse_blanks(table: Table) -> None:
     """Each line must say what it is of."""
     for row in table.rows:
         for name in REQUIRED:
-            if not row.cells[name]:
-                raise DataError(f"{table.path}: line {row.line}: {name} is empty; fill it in or remove the line")
+            cell = row.cells[name]
+            if is_absent(cell):
+                empty = f"'{cell}', which stands for nothing" if cell else "empty"
+                raise DataError(f"{table.path}: line {row.line}: {name} is {empty}; fill it in or remove the line")
 
 
 def scan_of(row: Row, manifest: Path) -> ScanFile:
     """The scan of one line."""
-    cells = row.cells
-    path, file = place_of(cells["path"], manifest.parent)
+    cells = {name: "" if is_absent(cell) else cell for name, cell in row.cells.items()}
+    path, file = place_of(cells["path"], manifest, row.line)
     mask = cells.get("mask_path", "")
     return ScanFile(
         path,
         file,
-        cells["subject_id"],
-        session=cells.get("session") or file,
-        mask=place_of(mask, manifest.parent)[0] if mask else None,
+        person_of(cells["subject_id"]),
+        session=cells.get("session") or session_in(cells["subject_id"]) or file,
+        mask=place_of(mask, manifest, row.line)[0] if mask else None,
         split=split_of(row, manifest),
         sha256=cells.get("sha256", "").lower(),
         covariates=covariates_of(row),
     )
 
 
-def place_of(text: str, folder: Path) -> tuple[Path, str]:
-    """The file that a manifest in `folder` calls `text`, and what it is called from there."""
-    path = folder / Path(text).expanduser()
+def in_one_form(scans: Sequence[ScanFile]) -> list[ScanFile]:
+    """`scans` with '01' called 'sub-01' where a line calls it so."""
+    subjects = {scan.subject for scan in scans}
+    return [
+        replace(scan, subject=f"sub-{scan.subject}") if f"sub-{scan.subject}" in subjects else scan for scan in scans
+    ]
+
+
+def note_on_people(table: Table, scans: Sequence[ScanFile]) -> list[str]:
+    """A note where several names are taken for one person's."""
+    names: dict[str, dict[str, None]] = {}  # keeps the order of lines
+    for row, scan in zip(table.rows, scans, strict=True):
+        names.setdefault(scan.subject, {})[row.cells["subject_id"]] = None
+    several = {subject: list(those) for subject, those in names.items() if len(those) > 1}
+    if not several:
+        return []
+    subject, those = next(iter(several.items()))
+    people = counted(len(several), "person has", "people have")
+    return [f"{people} more than one subject_id, such as {subject}: {some_of(those)}"]
+
+
+def place_of(text: str, manifest: Path, line: int) -> tuple[Path, str]:
+    """The file that a line of `manifest` calls `text`, and what it is called from there.
+
+    Raises:
+        DataError: no file can be called so.
+    """
+    folder = manifest.parent
+    if "\0" in text:
+        raise DataError(f"{manifest}: line {line}: a path holds a NUL byte; write the table again")
+    try:
+        written = folder / Path(text).expanduser()
+    except RuntimeError as error:
+        raise DataError(f"{manifest}: line {line}: {text}: whose ~ that is, is not known; write it out") from error
+    path = as_on_disk(written)
     for place in (folder, folder.resolve()):
         if path.is_relative_to(place):
             return path, str(path.relative_to(place))
     return path, str(path)
 
 
+def as_on_disk(path: Path) -> Path:
+    """`path`, or the file there whose name has the same letters in another form of Unicode, composed or not."""
+    forms = (path, *(Path(unicodedata.normalize(form, str(path))) for form in ("NFC", "NFD")))
+    return next((form for form in forms if os.path.lexists(form)), path)
+
+
 def split_of(row: Row, manifest: Path) -> Split | None:
     """The split that a line asks for."""
     word = row.cells.get("split", "")
-    if not word:
+    if is_absent(word):
         return None
     if word.lower() not in SPLITS:
         raise DataError(f"{manifest}: line {row.line}: split '{word}' is none; write train, val or test")
@@ -130,6 +176,17 @@ def refuse_torn_splits(table: Table, scans: list[ScanFile]) -> None:
                 f"{table.path}: line {row.line}: subject {scan.subject} is in {scan.split}, and in {split} on line "
                 f"{line}; put all scans of a subject in one split"
             )
+
+
+def refuse_other_splits(settings: CohortSettings) -> None:
+    """Settings of splits would do nothing where a manifest gives them."""
+    asked = {
+        f"--split {settings.split}": settings.split != CohortSettings.model_fields["split"].default,
+        f"--split-seed {settings.split_seed}": settings.split_seed != 0,
+        f"--stratify {settings.stratify}": settings.stratify is not None,
+    }
+    for option in filter(asked.get, asked):
+        raise DataError(f"{option}: the manifest gives splits of its own; take its column split out, or the option")
 
 
 LAYOUT = Layout(

@@ -25,9 +25,9 @@ def recognise(root: Path) -> bool:
 
 def find(root: Path, settings: CohortSettings) -> Found:
     """The stripped volume of each session."""
-    scans, halves, without = find_sessions(root, lambda file: bool(SCAN.fullmatch(file.name)))
+    scans, halves, without, notes = find_sessions(root, "OAS1_", lambda file: bool(SCAN.fullmatch(file.name)))
     why = f"holds no {STRIPPED} volume; unpack its disc again, or remove it"
-    return Found(LAYOUT.name, tuple(scans), (*halves, *(f"{folder}: {why}" for folder in without)))
+    return Found(LAYOUT.name, tuple(scans), (*halves, *(f"{folder}: {why}" for folder in without)), tuple(notes))
 
 
 LAYOUT = Layout("oasis1", f"OAS1_XXXX_MRy{STRIPPED}.hdr, or .nii or .nii.gz", recognise, find)

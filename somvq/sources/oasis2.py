@@ -21,10 +21,11 @@ def recognise(root: Path) -> bool:
 
 def find(root: Path, settings: CohortSettings) -> Found:
     """The volumes of each session, mpr-1 first."""
-    scans, halves, without = find_sessions(root, is_scan)
+    scans, halves, without, notes = find_sessions(root, "OAS2_", is_scan)
     why = "holds no RAW/mpr-1.nifti.hdr; unpack it again, or remove it"
-    notes = ("scans of OASIS-2 are whole heads, not brains; strip them first to leave the skull out",) if scans else ()
-    return Found(LAYOUT.name, tuple(scans), (*halves, *(f"{folder}: {why}" for folder in without)), notes)
+    if scans:
+        notes.insert(0, "scans of OASIS-2 are whole heads, not brains; strip them first to leave the skull out")
+    return Found(LAYOUT.name, tuple(scans), (*halves, *(f"{folder}: {why}" for folder in without)), tuple(notes))
 
 
 def is_scan(file: Path) -> bool:

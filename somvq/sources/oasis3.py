@@ -5,7 +5,7 @@ from pathlib import Path
 
 from somvq.config import CohortSettings
 from somvq.sources.bids import NOT_RAW, T1W
-from somvq.sources.found import Found
+from somvq.sources.found import Found, counted
 from somvq.sources.layout import Layout
 from somvq.sources.oasis import find_sessions
 from somvq.sources.walk import glimpse
@@ -21,11 +21,11 @@ def recognise(root: Path) -> bool:
 
 def find(root: Path, settings: CohortSettings) -> Found:
     """The T1 volumes of each session; many sessions have none, and their number is noted."""
-    scans, _, without = find_sessions(root, lambda file: bool(SCAN.fullmatch(file.name)), SKIP)
+    scans, _, without, others = find_sessions(root, "OAS3", lambda file: bool(SCAN.fullmatch(file.name)), SKIP)
     notes = ["scans of OASIS-3 are whole heads, not brains; FreeSurfer's or fmriprep's of them are stripped"]
     if without:
-        notes.append(f"{len(without)} sessions have no T1 volume, such as {without[0]}")
-    return Found(LAYOUT.name, tuple(scans), notes=tuple(notes))
+        notes.append(f"{counted(len(without), 'session has', 'sessions have')} no T1 volume, such as {without[0]}")
+    return Found(LAYOUT.name, tuple(scans), notes=(*notes, *others))
 
 
 LAYOUT = Layout("oasis3", "sub-OAS3XXXX_ses-dNNNN_T1w.nii.gz", recognise, find)

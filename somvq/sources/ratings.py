@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from somvq.errors import DataError
-from somvq.sources.found import ScanFile
+from somvq.sources.found import ScanFile, counted
 from somvq.sources.names import whose
 
 
@@ -38,7 +38,8 @@ def where_ratings_are(scans: Sequence[ScanFile]) -> str:
 def sessions_of(scans: Sequence[ScanFile]) -> str:
     """How many sessions of how many people."""
     sessions = {(scan.subject, scan.session) for scan in scans}
-    return f"{len(sessions)} sessions of {len({subject for subject, _ in sessions})} people"
+    people = len({subject for subject, _ in sessions})
+    return f"{counted(len(sessions), 'session', 'sessions')} of {counted(people, 'person', 'people')}"
 
 
 def counts_of(scans: Sequence[ScanFile]) -> str:

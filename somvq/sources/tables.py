@@ -14,8 +14,9 @@ from pathlib import Path
 from somvq.errors import DataError
 
 SUFFIXES = (".csv", ".tsv", ".xlsx")
-ABSENT = {"", "n/a", "na", "nan"}
+ABSENT = {"", "n/a", "#n/a", "na", "nan", "null", "."}
 DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+")
+SEPARATOR = re.compile(r'"?sep=(.)"?', re.IGNORECASE)  # what Excel writes above the header
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,11 @@ def read_table(path: Path) -> Table:
         raise DataError(f"{path}: line 1: column {twice[0]} stands there twice; remove or rename one")
     rows = []
     for line, cells in lines:
-        if len(cells) != len(columns):
+        if len(cells) > len(columns):
             raise DataError(
                 f"{path}: line {line} has {len(cells)} cells and the header {len(columns)}; make them equal"
             )
+        cells += [""] * (len(columns) - len(cells))  # some programs drop empty cells at the end of a line
         rows.append(Row(line, {name: cell for name, cell in zip(columns, cells, strict=True) if name}))
     return Table(path, tuple(filter(None, columns)), tuple(rows))
 
@@ -64,15 +66,25 @@ def columns_of(path: Path) -> tuple[str, ...]:
             return read_table(path).columns
         with path.open(encoding="utf-8-sig", errors="replace") as file:
             text = file.readline(1 << 16)
-        return tuple(cell.strip().lower() for cell in next(csv.reader([text], delimiter=separator_of(text)), []))
+            given = SEPARATOR.fullmatch(text.rstrip("\n"))
+            text = file.readline(1 << 16) if given else text
+        separator = given[1] if given else separator_of(text)
+        return tuple(cell.strip().lower() for cell in next(csv.reader([text], delimiter=separator), []))
     except (OSError, csv.Error, DataError):
         return ()
 
 
+def is_absent(text: str) -> bool:
+    """Whether a cell is empty, or says that there is nothing in it."""
+    return text.lower() in ABSENT
+
+
 def value_of(text: str) -> float | str | None:
     """What a cell says: a number where it is one, none where it is empty or n/a, else text."""
-    if text.lower() in ABSENT:
+    if is_absent(text):
         return None
+    if "_" in text:  # which Python passes over in numbers
+        return text
     try:
         number = float(text)
     except ValueError:
@@ -101,14 +113,18 @@ def read_text(path: Path) -> Iterator[tuple[int, list[str]]]:
         line = content.count(b"\n", 0, error.start) + 1
         raise DataError(f"{path}: line {line} is not UTF-8; save it as CSV UTF-8") from error
     lines = io.StringIO(text, newline=None)  # makes every end of line one of Unix
-    separator = separator_of(text.partition("\n")[0])
+    first = lines.readline()
+    given = SEPARATOR.fullmatch(first.rstrip("\n"))
+    above = 1 if given else 0
+    separator = given[1] if given else separator_of(first)
+    lines.seek(len(first) if given else 0)
     reader = csv.reader(lines, delimiter=separator)
     try:
         for cells in reader:
-            yield reader.line_num, [with_point(cell) for cell in cells] if separator == ";" else cells
+            yield above + reader.line_num, [with_point(cell) for cell in cells] if separator == ";" else cells
     except csv.Error as error:
         raise DataError(
-            f"{path}: line {reader.line_num} is no line of a table ({error}); save it as CSV UTF-8"
+            f"{path}: line {above + reader.line_num} is no line of a table ({error}); save it as CSV UTF-8"
         ) from error
 
 

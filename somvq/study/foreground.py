@@ -19,7 +19,7 @@ from somvq.data.cohort import Cohort
 from somvq.data.demo import make_demo_cohort
 from somvq.data.survey import OnScan
 from somvq.definitions import JobDefinition, Sweep
-from somvq.errors import DefinitionError
+from somvq.errors import DataError, DefinitionError
 from somvq.executors import EXECUTORS
 from somvq.runs import Run
 from somvq.settings import PREFIX, Settings
@@ -100,7 +100,9 @@ def reopen_study(settings: Settings, name: str, console: Console) -> OpenStudy:
     silence_optuna()
     opened = load_study(settings, name)
     record = opened.record
-    if not (record.cohort / "index.json").exists():
+    try:
+        Cohort(record.cohort)
+    except DataError:  # cleaned away, or damaged
         prepared = prepare_scans(record.scans, record.cohort_settings, record.cohort.parent, console)
         refuse_another_cohort(record, prepared.fingerprint, prepared.summary())
     return opened
@@ -150,10 +152,10 @@ def prepare_found(folder: Path, found: Found, wanted: CohortSettings, caches: Pa
     with progress_bar(console) as on_scan:
         prepared = prepare_cohort(folder, wanted, caches, on_scan, found)
     console.print(f"cohort   {folder}: {prepared.summary()}", soft_wrap=True)
-    for line in prepared.index.left_out:
+    for line in (*found.left_out, *prepared.index.left_out):
         console.print(f"[yellow]left out[/] {escape(line)}", soft_wrap=True)
-    for warning, files in prepared.index.warnings().items():
-        whose = files[0] if len(files) == 1 else f"{len(files)} scans ({files[0]} ...)"
+    for warning, files in prepared.index.warnings():
+        whose = files[0] if len(files) == 1 else f"{len(files)} scans, such as {files[0]}"
         console.print(f"[yellow]warning[/]  {escape(f'{whose}: {warning}')}", soft_wrap=True)
     return prepared
 
@@ -164,8 +166,6 @@ def find(folder: Path, wanted: CohortSettings, console: Console) -> Found:
     console.print(f"cohort   {folder}: {len(found.scans)} scans, laid out as {found.layout}", soft_wrap=True)
     for note in found.notes:
         console.print(f"         {escape(note)}", soft_wrap=True)
-    for line in found.left_out:
-        console.print(f"[yellow]left out[/] {escape(line)}", soft_wrap=True)
     return found
 
 
