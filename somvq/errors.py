@@ -15,6 +15,10 @@ class DataError(SomvqError):
     """A scan or a cohort that cannot be used."""
 
 
+class NotNow(DataError):
+    """A scan that may be readable another time: its disk was away, or memory ran out."""
+
+
 class StudyError(SomvqError):
     """A study that cannot be made, found or gone on with as asked."""
 

@@ -24,7 +24,7 @@ from somvq.config import CohortSettings, Split, signature
 from somvq.data.cohort import FORMAT, Cohort, CohortIndex, ScanEntry
 from somvq.data.digests import Digests
 from somvq.data.preprocess import Shape, prepare
-from somvq.data.scan import LARGEST_SCAN, unreadable
+from somvq.data.scan import LARGEST_SCAN, refusal_of
 from somvq.data.splits import split_scans
 from somvq.data.survey import (
     Look,
@@ -38,7 +38,7 @@ from somvq.data.survey import (
     survey,
     try_out,
 )
-from somvq.errors import DataError
+from somvq.errors import DataError, NotNow
 from somvq.files import locked, sync_folder, write_json
 from somvq.processes import share_out
 from somvq.sources import find_scans
@@ -87,8 +87,8 @@ def reopen(target: Path, sources: Sequence[Source], settings: CohortSettings) ->
         cohort = Cohort(target)
     except DataError:
         return None
-    unreadable = [source for source in sources if source.scan.file in cohort.index.unreadable]
-    looks = (try_out(look_at(source, settings), cohort.index.shape, settings) for source in unreadable)
+    again = [source for source in sources if source.scan.file in cohort.index.passing]
+    looks = (try_out(look_at(source, settings), cohort.index.shape, settings) for source in again)
     return cohort if all(look.refusal for look in looks) else None
 
 
@@ -99,7 +99,7 @@ def lock_of(target: Path) -> Path:
 
 def remove_leftovers(caches: Path) -> None:
     """Removes what preparations left that were killed; those under way hold their locks."""
-    for partial_folder in caches.glob(".*.partial"):
+    for partial_folder in caches.glob(".*.partial/"):
         lock = partial_folder.with_suffix(".lock")
         with lock.open("a") as file, suppress(BlockingIOError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -165,7 +165,7 @@ def make_cohort(
             scans=tuple(entries),
             left_out=tuple(below(folder, line) for line in refusals(looks)),
             missing=found.left_out,
-            unreadable=tuple(look.source.scan.file for look in looks if look.refusal and not look.content),
+            passing=tuple(look.source.scan.file for look in looks if look.passing),
             versions={package: version(package) for package in ("somvq", "numpy", "nibabel", "scipy")},
         )
         write_json(folder_in_work / "index.json", index.model_dump(mode="json"))
@@ -199,7 +199,8 @@ def write_cohort(
         entries = [entry for entry in written if isinstance(entry, ScanEntry)]
         if len(entries) == len(usable):
             return shape, looks, entries
-        late = {look.source.scan.path: why for look, why in zip(usable, written, strict=True) if isinstance(why, str)}
+        late = {look.source.scan.path: error for look, error in zip(usable, written, strict=True)
+                if isinstance(error, DataError)}  # fmt: skip
         looks = [look.refused(late[look.source.scan.path]) if look.source.scan.path in late else look for look in looks]
 
 
@@ -256,7 +257,7 @@ def write_volumes(
     shape: Shape,
     settings: CohortSettings,
     on_scan: OnScan,
-) -> list[ScanEntry | str]:
+) -> list[ScanEntry | DataError]:
     """Writes the preprocessed scans as one array, several at a time; of each its entry, or why it cannot be used.
 
     Not through a memory map: a full disk then is an error with a name, not a bus error.
@@ -278,18 +279,18 @@ def write_volumes(
 
 def write_volume(
     what: tuple[Source, Split, int], *, path: Path, shape: Shape, settings: CohortSettings
-) -> ScanEntry | str:
+) -> ScanEntry | DataError:
     """Writes one preprocessed scan to its place in `path`; what the index says of it, or why it cannot be used."""
     source, split, offset = what
     scan = source.scan
     try:
         fitted = prepare(scan.path, scan.mask, shape, settings)
         if source.changed():
-            return f"{scan.path}: it changed while it was being prepared; leave it alone and run again"
+            return NotNow(f"{scan.path}: it changed while it was being prepared; leave it alone and run again")
     except DataError as error:
-        return str(error)
+        return error
     except MemoryError as error:
-        return unreadable(scan.path, error)
+        return refusal_of(scan.path, error)
     with path.open("r+b") as file:
         file.seek(offset)
         file.write(fitted.scan.voxels.astype("<f2").tobytes())

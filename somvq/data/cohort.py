@@ -55,7 +55,7 @@ class CohortIndex(BaseModel):
     scans: tuple[ScanEntry, ...]
     left_out: tuple[str, ...] = ()  # a line for each scan that could not be used
     missing: tuple[str, ...] = ()  # and for each that should have been there
-    unreadable: tuple[str, ...] = ()  # files of those left out that may be readable another time
+    passing: tuple[str, ...] = ()  # files of those left out that may be usable another time
     versions: dict[str, str] = {}
 
     def warnings(self) -> list[tuple[str, list[str]]]:

@@ -122,9 +122,8 @@ def lies_on(scan: Scan, voxel_mm: Sides) -> bool:
 def resample(scan: Scan, voxel_mm: Sides, fill: float, window: Window = EVERYWHERE) -> Scan:
     """`scan` on a grid with voxels of these sides along the world's axes, linear, `fill` where it was not.
 
-    Only what lies within `window` is made.
-
-    The grid passes through the world's origin, so that one brain stored in two ways comes out alike.
+    Only what lies within `window` is made. The grid passes through the world's origin, so that one brain stored in
+    two ways comes out alike.
 
     Raises:
         DataError: the voxels are so small that the scan would not fit in memory.

@@ -20,7 +20,7 @@ from nibabel.orientations import OrientationError
 from nibabel.spatialimages import HeaderDataError
 from scipy import ndimage
 
-from somvq.errors import DataError
+from somvq.errors import DataError, NotNow
 from somvq.files import parts_of
 
 Volume = npt.NDArray[np.float32]
@@ -146,7 +146,7 @@ def readable(path: Path) -> Iterator[None]:
         with quiet():
             yield
     except UNREADABLE as error:
-        raise DataError(unreadable(path, error)) from error
+        raise refusal_of(path, error) from error
 
 
 @contextmanager
@@ -171,10 +171,11 @@ def check_stream(path: Path) -> None:
                 pass
 
 
-def unreadable(path: Path, error: BaseException) -> str:
-    """One line about a file that cannot be read."""
+def refusal_of(path: Path, error: BaseException) -> DataError:
+    """What is said of a file that cannot be read; NotNow if that is no fault of the file's."""
     fault, advice = damage(path, error)
-    return f"{path}: cannot be read ({fault}); {advice}"
+    passing = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno and path.exists())
+    return (NotNow if passing else DataError)(f"{path}: cannot be read ({fault}); {advice}")
 
 
 def damage(path: Path, error: BaseException) -> tuple[str, str]:

@@ -12,8 +12,8 @@ import numpy as np
 from somvq.config import ENCODER_STRIDE, CohortSettings
 from somvq.data.digests import Digests, sha256_of
 from somvq.data.preprocess import Shape, brain_of, extent_of, moments, normalise, prepare
-from somvq.data.scan import Remark, read_scan, unreadable
-from somvq.errors import DataError
+from somvq.data.scan import Remark, read_scan, refusal_of
+from somvq.errors import DataError, NotNow
 from somvq.files import parts_of
 from somvq.processes import share_out
 from somvq.sources.found import ScanFile
@@ -49,22 +49,23 @@ class Look:
 
     source: Source
     refusal: str = ""  # why it cannot be used: one line that names it
+    passing: bool = False  # another time it may be usable
     remarks: tuple[Remark, ...] = ()
     voxel_mm: tuple[float, float, float] = (0, 0, 0)  # in RAS order
     extent: Shape = (0, 0, 0)  # lengths of what must fit into the cohort's shape, in voxels of its grid
     content: str = ""  # hash of its voxels, whatever their order and compression in the file
 
-    def refused(self, why: str) -> "Look":
-        """The same, not to be used now; another time it may be."""
-        return replace(self, refusal=why, content="")
+    def refused(self, error: DataError) -> "Look":
+        """The same, of a scan that cannot be used."""
+        return replace(self, refusal=str(error), passing=isinstance(error, NotNow))
 
 
 def hash_scans(scans: Sequence[ScanFile], digests: Digests, on_scan: OnScan) -> list[Source]:
     """The scans with what is in their files."""
     sources = []
-    for done, scan in enumerate(scans):
-        on_scan("hashing", done, len(scans))
+    for done, scan in enumerate(scans, 1):
         sources.append(Source(scan, digests.of(scan.path), digests.of(scan.mask) if scan.mask else ""))
+        on_scan("hashing", done, len(scans))
     digests.save()
     return sources
 
@@ -95,10 +96,10 @@ def look_at(source: Source, settings: CohortSettings) -> Look:
             prepare(path, mask, settings.shape, settings)  # refuses a crop that cuts off too much
         content = hashlib.sha256(np.ascontiguousarray(scan.voxels).data).hexdigest()
     except DataError as error:
-        return Look(source, str(error))
+        return Look(source).refused(error)
     except (OSError, MemoryError) as error:  # of its checksum; of a machine that has too little for it
-        return Look(source, unreadable(path, error))
-    return Look(source, "", scan.remarks, scan.voxel_mm, extent, content)
+        return Look(source).refused(refusal_of(path, error))
+    return Look(source, "", False, scan.remarks, scan.voxel_mm, extent, content)
 
 
 def refuse_twins(looks: Sequence[Look]) -> list[Look]:
@@ -164,9 +165,9 @@ def try_out(look: Look, shape: Shape, settings: CohortSettings) -> Look:
     try:
         fitted = prepare(path, look.source.scan.mask, shape, settings)
     except DataError as error:
-        return look.refused(str(error))
+        return look.refused(error)
     except (OSError, MemoryError) as error:
-        return look.refused(unreadable(path, error))
+        return look.refused(refusal_of(path, error))
     return replace(look, remarks=fitted.scan.remarks)
 
 
