@@ -589,11 +589,10 @@ def test_each_file_of_a_folder_is_a_session_so_that_all_are_kept(tmp_path):
 
 
 def test_folders_are_subjects_where_the_files_in_them_are_called_alike(tmp_path):
-    put_names(tmp_path, "anna/a.nii", "anna/b.nii", "ben/a.nii", "ben/late/a.nii", "more/carl.nii", "dora.nii",
-              "more/sub-01/a.nii")  # fmt: skip
+    put_names(tmp_path, "anna/a.nii", "anna/b.nii", "ben/a.nii", "more/carl.nii", "dora.nii", "more/sub-01/a.nii")
     found = find(tmp_path)
     assert [(scan.subject, scan.file) for scan in found.scans] == [
-        ("anna", "anna/a.nii"), ("anna", "anna/b.nii"), ("ben", "ben/a.nii"), ("ben", "ben/late/a.nii"),
+        ("anna", "anna/a.nii"), ("anna", "anna/b.nii"), ("ben", "ben/a.nii"),
         ("carl", "more/carl.nii"), ("dora", "dora.nii"), ("sub-01", "more/sub-01/a.nii"),
     ]  # fmt: skip
     assert found.notes == ("subjects are called after their folders (anna, ben)",)
@@ -601,14 +600,29 @@ def test_folders_are_subjects_where_the_files_in_them_are_called_alike(tmp_path)
     assert find(tmp_path).notes == ("subjects are called after their folders (anna, ben, ...)",)
 
 
-def test_names_that_leave_open_whose_scan_it_is_are_refused(tmp_path):
-    put_names(tmp_path / "lab", "anna/a.nii.gz", "ben/a.nii.gz", "a.nii.gz")
-    assert refusal(tmp_path / "lab") == (
-        "a.nii.gz and anna/a.nii.gz are both called 'a', so whose they are is not known; "
-        "name files or folders after subjects, as in sub-01_T1w.nii.gz"
+@pytest.mark.parametrize("names", [
+    ["P001/T1.nii", "P002/T1.nii", "P003/T1.nii"],
+    ["all/P001/T1.nii", "all/P002/T1.nii", "all/P003/T1.nii"],
+    ["controls/P001/T1.nii", "controls/P002/T1.nii", "patients/P003/T1.nii"],
+    ["P001/anat/T1.nii", "P002/anat/T1.nii", "P003/anat/T1.nii"],
+])  # fmt: skip
+def test_people_are_called_after_the_folder_that_tells_them_apart_and_groups_are_no_people(names, tmp_path):
+    put_names(tmp_path, *names)
+    assert [scan.subject for scan in find(tmp_path).scans] == ["P001", "P002", "P003"]
+
+
+@pytest.mark.parametrize("names", [
+    ["anna/a.nii.gz", "ben/a.nii.gz", "a.nii.gz"],
+    ["anna/a.nii.gz", "ben/a.nii.gz", "ben/late/a.nii.gz"],
+    ["P001/early/a.nii.gz", "P001/late/a.nii.gz", "P002/early/a.nii.gz"],
+    ["controls/01/a.nii.gz", "patients/01/a.nii.gz", "patients/02/a.nii.gz"],
+])  # fmt: skip
+def test_names_that_leave_open_whose_scan_it_is_are_refused(names, tmp_path):
+    put_names(tmp_path / "lab", *names)
+    assert refusal(tmp_path / "lab").endswith(
+        " are both called 'a', so whose they are is not known; "
+        "name files or folders after subjects, as in sub-01_T1w.nii.gz, or give a manifest"
     )
-    put_names(tmp_path / "one", "all/P001/T1.nii", "all/P002/T1.nii")
-    assert refusal(tmp_path / "one").startswith("all/P001/T1.nii and all/P002/T1.nii are both called 'T1'")
 
 
 def test_files_of_one_name_in_one_folder_are_scans_of_one_subject(tmp_path):

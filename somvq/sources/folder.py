@@ -34,8 +34,9 @@ def find(root: Path, settings: CohortSettings) -> Found:
     if settings.layout is None:
         refuse_other_layout(root, volumes.files)
     people = folders_of_people([file for file in volumes.files if not fault_of(str(file))])
+    names = [folder.name for folder in people]
     scans = [ScanFile(root / file, str(file), whose_scan(file, people), str(file)) for file in volumes.files]
-    notes = [f"subjects are called after their folders ({some_of(people, 2)})"] if people else []
+    notes = [f"subjects are called after their folders ({some_of(names, 2)})"] if people else []
     return Found(LAYOUT.name, tuple(scans), tuple(volumes.left_out), tuple(notes))
 
 
@@ -44,28 +45,41 @@ def is_t1(file: Path) -> bool:
     return file.name.lower().endswith(SUFFIXES) and not NOT_T1.match(stem_of(file.name))
 
 
-def folders_of_people(files: Sequence[Path]) -> list[str]:
+def folders_of_people(files: Sequence[Path]) -> list[Path]:
     """The folders in the cohort's that hold files called alike, as in anna/T1.nii and ben/T1.nii: one a person.
 
     Raises:
-        DataError: one of such files lies in no such folder, or all in the same.
+        DataError: such files are not told apart by the names of their folders.
     """
     alike: dict[str, list[Path]] = defaultdict(list)
     for file in files:
         if is_nameless(file):
             alike[stem_of(file.name)].append(file)
-    people: set[str] = set()
+    people: set[Path] = set()
     for stem, those in alike.items():
-        tops = {file.parts[0] if file.parts[1:] else "" for file in those}
-        if len({file.parent for file in those}) > 1:
-            if "" in tops or len(tops) == 1:
+        holders = sorted({file.parent for file in those})
+        if holders[1:]:
+            folders = folders_apart(holders)
+            if not folders:
                 other = next(file for file in those if file.parent != those[0].parent)
                 raise DataError(
                     f"{those[0]} and {other} are both called '{stem}', so whose they are is not known; "
-                    "name files or folders after subjects, as in sub-01_T1w.nii.gz"
+                    "name files or folders after subjects, as in sub-01_T1w.nii.gz, or give a manifest"
                 )
-            people |= tops
+            people.update(folders)
     return sorted(people)
+
+
+def folders_apart(holders: Sequence[Path]) -> Sequence[Path]:
+    """`holders`, or if all are called alike (anat/) those above, if each has a name of its own; else none.
+
+    None either where one lies in another, or one name stands twice: visits and groups of people look the same.
+    """
+    while len({folder.name for folder in holders}) == 1 and holders[0].name:
+        holders = [folder.parent for folder in holders]
+    names = {folder.name for folder in holders}
+    nested = any(one in other.parents for one in holders for other in holders)
+    return [] if nested or "" in names or len(names) < len(holders) else holders
 
 
 def is_nameless(file: Path) -> bool:
@@ -73,10 +87,10 @@ def is_nameless(file: Path) -> bool:
     return not any(map(subject_in, file.parts))
 
 
-def whose_scan(file: Path, people: Sequence[str]) -> str:
-    """The subject of `file`: the person after whom its folder is called, else what its path tells."""
-    in_folder = bool(file.parts[1:]) and file.parts[0] in people
-    return file.parts[0] if in_folder and is_nameless(file) else subject_of(file)
+def whose_scan(file: Path, people: Sequence[Path]) -> str:
+    """The subject of `file`: the person after whom a folder of it is called, else what its path tells."""
+    folder = next((folder for folder in file.parents if folder in people), None)
+    return folder.name if folder and is_nameless(file) else subject_of(file)
 
 
 def refuse_other_layout(root: Path, files: Sequence[Path]) -> None:
