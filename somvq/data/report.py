@@ -12,7 +12,7 @@ from somvq.data.check import Checked
 from somvq.data.cohort import SPLITS, Cohort, ScanEntry, without_numbers
 from somvq.data.scan import GZIPPED, Geometry, Remark
 from somvq.data.survey import Look, below, who_needs_more
-from somvq.sources.found import ScanFile
+from somvq.sources.found import ScanFile, counted
 
 USED, LEFT_OUT = "used", "left out"
 NARROW, WIDE = 75, 110  # columns of terminals that have room for more than names, and for sentences in a table
@@ -101,7 +101,7 @@ def check_lines(checked: Checked, width: int) -> list[str]:
             lines += [f"warning  {row['file']}: {problem}: {done}" for problem, done in pairs]
     lines += [f"left out {below(checked.folder, line)}" for line in refused]
     if bare := sum(not str(look.source.scan.path).lower().endswith(GZIPPED) for look in usable):
-        lines.append(f"note     {bare} scans are in files without a checksum: --manifest FILE keeps one of each")
+        lines.append(f"note     {counted(bare, 'scan has', 'scans have')} no checksum in the file: --manifest FILE keeps one")
     if checked.complaint:
         lines.append(f"no cohort: {checked.complaint}")
     else:
