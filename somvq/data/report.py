@@ -101,7 +101,7 @@ def check_lines(checked: Checked, width: int) -> list[str]:
             lines += [f"warning  {row['file']}: {problem}: {done}" for problem, done in pairs]
     lines += [f"left out {below(checked.folder, line)}" for line in refused]
     if bare := sum(not str(look.source.scan.path).lower().endswith(GZIPPED) for look in usable):
-        lines.append(f"note     {counted(bare, 'scan has', 'scans have')} no checksum in the file: --manifest FILE keeps one")
+        lines.append(f"note     {counted(bare, 'scan has', 'scans have')} no checksum: check --manifest FILE keeps one")
     if checked.complaint:
         lines.append(f"no cohort: {checked.complaint}")
     else:
