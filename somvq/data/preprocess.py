@@ -53,7 +53,7 @@ def prepare(path: Path, mask: Path | None, shape: Shape, settings: CohortSetting
     scan = read_scan(path, mask=mask, orient=settings.orient)
     if sides := grid_of(scan, settings.voxel_mm):
         brain, fill = brain_of(scan), background(scan.voxels)
-        seen = window_round(scan, brain, sides, shape)
+        seen = window_round(scan, brain, sides, shape) if scan.tilt > STRAIGHT_DEGREES else EVERYWHERE
         if settings.voxel_mm is None:
             tilted = Remark(f"its axes are tilted by {scan.tilt:.0f} degrees", "resampled along the world's axes")
             scan = replace(scan, remarks=(*scan.remarks, tilted))

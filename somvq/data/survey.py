@@ -11,7 +11,7 @@ import numpy as np
 
 from somvq.config import ENCODER_STRIDE, CohortSettings
 from somvq.data.digests import Digests, sha256_of
-from somvq.data.preprocess import Shape, brain_of, extent_of, moments, normalise, prepare
+from somvq.data.preprocess import Shape, box_of, brain_of, extent_of, moments, normalise, prepare
 from somvq.data.scan import Remark, read_scan, refusal_of
 from somvq.errors import DataError, NotNow
 from somvq.files import parts_of
@@ -53,7 +53,7 @@ class Look:
     remarks: tuple[Remark, ...] = ()
     voxel_mm: tuple[float, float, float] = (0, 0, 0)  # in RAS order
     extent: Shape = (0, 0, 0)  # lengths of what must fit into the cohort's shape, in voxels of its grid
-    content: str = ""  # hash of its voxels, whatever their order and compression in the file
+    content: str = ""  # hash of its brain's voxels, whatever their order and compression in the file
 
     def refused(self, error: DataError) -> "Look":
         """The same, of a scan that cannot be used."""
@@ -94,7 +94,7 @@ def look_at(source: Source, settings: CohortSettings) -> Look:
         extent = extent_of(scan, np.ones_like(inside) if whole else inside, settings.voxel_mm)
         if settings.shape and any(side > length for side, length in zip(extent, settings.shape, strict=True)):
             prepare(path, mask, settings.shape, settings)  # refuses a crop that cuts off too much
-        content = hashlib.sha256(np.ascontiguousarray(scan.voxels).data).hexdigest()
+        content = hashlib.sha256(np.ascontiguousarray(scan.voxels[box_of(inside)]).data).hexdigest()
     except DataError as error:
         return Look(source).refused(error)
     except (OSError, MemoryError) as error:  # of its checksum; of a machine that has too little for it
