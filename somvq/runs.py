@@ -92,8 +92,8 @@ SURVEY_OF_CODES = {
     "locality/same_node": "of two scans' tokens at one place of the brain, the share that have the same node",
     **beside_chance({
         "locality/tissue": "what nodes tell of tissue (CSF, GM, WM by Otsu's thresholds), a share of its entropy",
-        "locality/age": "what nodes tell of age (thirds; synthetic cohorts only), a share of its entropy",
-        "locality/atrophy": "what nodes tell of atrophy (thirds; synthetic cohorts only), a share of its entropy",
+        "locality/age": "what nodes tell of age (thirds; where the cohort knows it), a share of its entropy",
+        "locality/atrophy": "what nodes tell of atrophy (thirds; where the cohort knows it), a share of its entropy",
     }),
 }  # fmt: skip
 SURVEY_OF_MAPS = {
