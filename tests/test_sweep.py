@@ -185,6 +185,7 @@ def test_a_map_that_the_cohort_cannot_fill_is_refused_before_any_training(place:
     assert not (place / "runs" / "tiny").exists()
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_no_trial(place: Path) -> None:
     """The system refuses to write more than 400 kB to a file; a checkpoint has 1 MB."""
     somvq(place, "cohort", "prepare", yaml.safe_load((place / "somvq.yaml").read_text())["cohort"])
@@ -197,6 +198,7 @@ def test_a_full_disk_costs_no_trial(place: Path) -> None:
     assert epochs_trained(Run(place / "runs" / "tiny" / "0000")) == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_a_study_may_be_moved_and_a_strangers_runs_are_not_adopted(place: Path) -> None:
     write_sweep(place, init="ae-som", epochs=15)
     process = start(place, "sweep", "tiny", "--trials", "1")
