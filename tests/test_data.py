@@ -650,7 +650,7 @@ def test_a_preparation_killed_at_ten_random_moments_is_right_in_the_end(tmp_path
     assert contents(cohort) == contents(prepare(tmp_path / "lab", caches.with_name("afresh")))
 
 
-@pytest.mark.parametrize("kind", ["straight", "resampled", "tilted", "with NaN", "masked"])
+@pytest.mark.parametrize("kind", ["straight", "cropped", "resampled", "tilted", "with NaN", "masked"])
 def test_preparing_holds_no_more_than_three_volumes(kind, tmp_path, caches):
     affine, shape = COARSE @ np.diag([0.5, 0.5, 0.5, 1]), (96, 96, 80)
     if kind == "tilted":
@@ -670,7 +670,8 @@ def test_preparing_holds_no_more_than_three_volumes(kind, tmp_path, caches):
     (tmp_path / "lab" / "manifest.csv").write_text("\n".join(lines))
     tracemalloc.start()
     try:
-        cohort = prepare(tmp_path / "lab", caches, voxel_mm=1.9 if kind == "resampled" else None)
+        settings = {"resampled": {"voxel_mm": 1.9}, "cropped": {"shape": (80, 80, 64)}}.get(kind, {})
+        cohort = prepare(tmp_path / "lab", caches, **settings)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

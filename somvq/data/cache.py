@@ -6,7 +6,6 @@
 A cache is made under a temporary name and renamed when it is whole, under a lock: many workers share one.
 """
 
-import fcntl
 import json
 import math
 import os
@@ -100,10 +99,13 @@ def lock_of(target: Path) -> Path:
 def remove_leftovers(caches: Path) -> None:
     """Removes what preparations left that were killed; those under way hold their locks."""
     for partial_folder in caches.glob(".*.partial/"):
-        lock = partial_folder.with_suffix(".lock")
-        with lock.open("a") as file, suppress(BlockingIOError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with suppress(BlockingIOError), locked(partial_folder.with_suffix(".lock"), give_up):
             shutil.rmtree(partial_folder, ignore_errors=True)
+
+
+def give_up() -> None:
+    """Does not wait for a lock."""
+    raise BlockingIOError
 
 
 def list_prepared(caches: Path) -> list[Cohort]:

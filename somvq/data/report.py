@@ -86,7 +86,8 @@ def check_lines(checked: Checked, width: int) -> list[str]:
     odd = sum(bool(look.remarks) for look in usable)
     lines = ["", f"{len(usable)} of {len(checked.looks) + len(checked.found.left_out)} scans can be used"
                  + (f", {odd} of them with a warning" if odd else "")]  # fmt: skip
-    for remark in common_remarks(usable):
+    known_of_most = common_remarks(usable)
+    for remark in known_of_most:
         lines.append(f"warning  {sum(remark in look.remarks for look in usable)} scans: {remark}")
     if checked.shape:
         counts = [[checked.splits[look.source.scan.subject] for look in usable].count(split) for split in SPLITS]
@@ -95,10 +96,10 @@ def check_lines(checked: Checked, width: int) -> list[str]:
     if checked.shape and (alone := who_needs_more(usable)):
         scan, others = alone
         lines.append(f"warning  without {scan} they would have {by(others)}: look at it, or give --shape {by(others)}")
-    for row in check_rows(checked, without=common_remarks(usable)) if width < WIDE else []:
-        if row["done"] not in (LEFT_OUT, USED):
-            pairs = zip(row["problem"].split("\n"), row["done"].split("\n"), strict=True)
-            lines += [f"warning  {row['file']}: {problem}: {done}" for problem, done in pairs]
+    for look in usable if width < WIDE else []:
+        lines += [
+            f"warning  {look.source.scan.file}: {remark}" for remark in look.remarks if remark not in known_of_most
+        ]
     lines += [f"left out {below(checked.folder, line)}" for line in refused]
     if bare := sum(not str(look.source.scan.path).lower().endswith(GZIPPED) for look in usable):
         lines.append(f"note     {counted(bare, 'scan has', 'scans have')} no checksum: check --manifest FILE keeps one")

@@ -6,8 +6,9 @@ from itertools import pairwise
 import numpy as np
 
 from somvq.config import CohortSettings, Split
+from somvq.data.cohort import SPLITS
 from somvq.errors import DataError
-from somvq.sources.found import ScanFile
+from somvq.sources.found import ScanFile, counted
 
 
 def split_scans(scans: Sequence[ScanFile], settings: CohortSettings) -> dict[str, Split]:
@@ -36,7 +37,7 @@ def given_splits(scans: Sequence[ScanFile]) -> dict[str, Split]:
     """
     splits = [scan.split for scan in scans]
     if not {"train", "val"} <= {*splits}:
-        counts = ", ".join(f"{splits.count(split)} {split}" for split in ("train", "val", "test"))
+        counts = ", ".join(f"{splits.count(split)} {split}" for split in SPLITS)
         raise DataError(f"the usable scans are {counts} by their manifest; give scans to train and to validate with")
     return {scan.subject: scan.split for scan in scans if scan.split}
 
@@ -53,9 +54,8 @@ def split_subjects(
     """
     names = sorted(set(subjects))
     if len(names) < 3:
-        found = ", ".join(names) or "none"
-        subjects_found = f"{len(names)} subject{'' if len(names) == 1 else 's'} ({found})"
-        raise DataError(f"{subjects_found} cannot be split into train, val and test; give scans of at least 3")
+        found = f"{counted(len(names), 'subject', 'subjects')} ({', '.join(names) or 'none'})"
+        raise DataError(f"{found} cannot be split into train, val and test; give scans of at least 3")
     random = np.random.default_rng(settings.split_seed)
     order = [names[place] for place in random.permutation(len(names))]
     _, val, test = shares = [float(share) for share in settings.split.split("/")]

@@ -31,10 +31,13 @@ class Source:
     mask_sha256: str = ""
 
     def changed(self) -> bool:
-        """Whether its files are no longer what they were."""
+        """Whether its files are no longer what they were, or no longer there."""
         scan = self.scan
-        mask = sha256_of(parts_of(scan.mask)) if scan.mask else ""
-        return (sha256_of(parts_of(scan.path)), mask) != (self.sha256, self.mask_sha256)
+        try:
+            mask = sha256_of(parts_of(scan.mask)) if scan.mask else ""
+            return (sha256_of(parts_of(scan.path)), mask) != (self.sha256, self.mask_sha256)
+        except OSError:
+            return True
 
     def content(self) -> list[object]:
         """What of it decides a prepared cohort."""
@@ -92,14 +95,16 @@ def look_at(source: Source, settings: CohortSettings) -> Look:
             normalise(scan, *moments(scan.voxels[inside]))  # refuses an artefact
         whole = settings.padding == "mean"  # which pads whole volumes, as the paper's code did
         extent = extent_of(scan, np.ones_like(inside) if whole else inside, settings.voxel_mm)
-        if settings.shape and any(side > length for side, length in zip(extent, settings.shape, strict=True)):
-            prepare(path, mask, settings.shape, settings)  # refuses a crop that cuts off too much
         content = hashlib.sha256(np.ascontiguousarray(scan.voxels[box_of(inside)]).data).hexdigest()
     except DataError as error:
         return Look(source).refused(error)
     except (OSError, MemoryError) as error:  # of its checksum; of a machine that has too little for it
         return Look(source).refused(refusal_of(path, error))
-    return Look(source, "", False, scan.remarks, scan.voxel_mm, extent, content)
+    look = Look(source, "", False, scan.remarks, scan.voxel_mm, extent, content)
+    if settings.shape is None or all(side <= length for side, length in zip(extent, settings.shape, strict=True)):
+        return look
+    del scan, inside  # to try the crop, it is read once more
+    return try_out(look, settings.shape, settings)
 
 
 def refuse_twins(looks: Sequence[Look]) -> list[Look]:
