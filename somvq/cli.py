@@ -15,8 +15,11 @@ from somvq.errors import DefinitionError, SomvqError
 from somvq.options import (
     CohortArgument,
     CohortOption,
+    GpuHoursOption,
+    HoursOption,
     JobOption,
     JsonOption,
+    PerGpuOption,
     RunsOption,
     SetOption,
     StorageOption,
@@ -30,7 +33,9 @@ from somvq.options import (
 if TYPE_CHECKING:
     from somvq.config import CohortSettings, Split
     from somvq.definitions import JobDefinition, Sweep
+    from somvq.settings import Settings
     from somvq.study.record import OpenStudy
+    from somvq.study.stops import Limits
 
 EPILOG = "First steps: somvq sweep psom --trials 4, without data or account, trains on synthetic brains."
 app = typer.Typer(no_args_is_help=True, add_completion=False, epilog=EPILOG, pretty_exceptions_enable=False)
@@ -49,8 +54,8 @@ FILE_WIDTH = 150  # of tables that go into a file or a pipe
 
 def main() -> None:
     """The program `somvq`: every expected failure is one line on stderr and an exit status."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # USR1: Slurm's warning
+        signal.signal(number, interrupt)
     try:
         status = app(standalone_mode=False)
     except CLICK_ERROR as error:
@@ -76,7 +81,7 @@ class Stopped(BaseException):
         self.status = 128 + number
 
 
-def stop(number: int, frame: Any) -> None:
+def interrupt(number: int, frame: Any) -> None:
     """The signal handler."""
     raise Stopped(number)
 
@@ -116,8 +121,16 @@ def sweep(
     study: Annotated[str | None, typer.Option(help="The study's name.", show_default="the sweep's")] = None,
     set_: SetOption = None,
     seed: Annotated[int, typer.Option(help="Decides every suggestion and every trial's own seed.", min=0)] = 0,
+    hours: HoursOption = None,
+    gpu_hours: GpuHoursOption = None,
+    fork: Annotated[
+        str | None,
+        option(help="Begin the study of this name with the finished trials of --study that fit.", unset="no fork"),
+    ] = None,
+    stop: Annotated[bool, typer.Option("--stop", help="Stop the study, wherever it runs; as somvq stop.")] = False,
     job: JobOption = "local",
     workers: WorkersOption = None,
+    per_gpu: PerGpuOption = None,
     cohort: CohortOption = None,
     runs: RunsOption = None,
     storage: StorageOption = None,
@@ -126,6 +139,7 @@ def sweep(
     """Search a space: train trials until the study has all it should.
 
     The same command goes on after any interruption, and adds trials when --trials is raised.
+    It may be given from many shells and machines at once: they share the trials out.
     """
     from somvq.definitions import find_definition, read_sweep
     from somvq.settings import read_settings
@@ -136,12 +150,16 @@ def sweep(
     settings = read_settings(cohort=cohort, runs=runs, storage=storage, wandb=wandb)
     file = find_definition("sweeps", name)
     searched = override(read_sweep(file), parse_settings(set_ or []))
+    if stop:
+        return stop_work(settings, study or searched.name, None)
     total = count_trials(trials, searched)
-    place = choose_place(job, workers)
+    place = choose_place(job, workers, per_gpu)
+    limits = choose_limits(hours, gpu_hours)
     names = ", ".join(name for name, parameter in searched.parameters.items() if parameter.value is None)
     console.print(f"sweep    {file}: {names or 'one choice of settings'}", soft_wrap=True)
-    opened = foreground.open_study(settings, searched, study or searched.name, seed, scans, console)
+    opened = foreground.open_study(settings, searched, study or searched.name, seed, scans, console, fork=fork)
     opened.aim_for(total)
+    opened.limit(limits)
     return foreground.supervise(settings, opened, place, console)
 
 
@@ -185,8 +203,11 @@ def train(
 def resume(
     study: Annotated[str, typer.Argument(help="The study's name: its folder in runs.")],
     trials: Annotated[int | None, option(help="Trials in all.", unset="as before")] = None,
+    hours: HoursOption = None,
+    gpu_hours: GpuHoursOption = None,
     job: JobOption = "local",
     workers: WorkersOption = None,
+    per_gpu: PerGpuOption = None,
     runs: RunsOption = None,
     storage: StorageOption = None,
     wandb: WandbOption = None,
@@ -196,12 +217,46 @@ def resume(
     from somvq.study import foreground
 
     settings = read_settings(runs=runs, storage=storage, wandb=wandb)
-    place = choose_place(job, workers)
+    place = choose_place(job, workers, per_gpu)
+    limits = choose_limits(hours, gpu_hours)
     total = None if trials is None else at_least_one("--trials", trials)
     opened = foreground.reopen_study(settings, study, plain_console())
     if total is not None:
         opened.aim_for(total)
+    opened.limit(limits)
     return foreground.supervise(settings, opened, place, plain_console())
+
+
+@app.command()
+def stop(
+    study: Annotated[str, typer.Argument(help="The study's name.")],
+    trial: Annotated[int | None, typer.Argument(help="One trial's number.", show_default="all, to be resumed")] = None,
+    runs: RunsOption = None,
+    storage: StorageOption = None,
+) -> int:
+    """Stop a study's workers wherever they are, or end one trial for good.
+
+    A stopped study loses nothing: somvq resume goes on with it.
+    A stopped trial counts as pruned, and its numbers and figures stay.
+    """
+    from somvq.settings import read_settings
+
+    return stop_work(read_settings(runs=runs, storage=storage), study, trial)
+
+
+def stop_work(settings: "Settings", study: str, trial: int | None) -> int:
+    """Stops a study or one trial."""
+    from somvq.study.record import load_study
+    from somvq.study.status import silence_optuna
+    from somvq.study.stopping import stop_study, stop_trial
+
+    silence_optuna()
+    opened = load_study(settings, study)
+    if trial is None:
+        stop_study(opened, plain_console())
+    else:
+        stop_trial(opened, trial, settings, plain_console())
+    return 0
 
 
 @app.command()
@@ -212,11 +267,12 @@ def status(
     runs: RunsOption = None,
     storage: StorageOption = None,
 ) -> None:
-    """Say how far studies are: trials done, under way, waiting, failed, and why."""
+    """Say how far studies are: trials done, under way, waiting, failed, and why; and what would mend what is wrong."""
     from somvq.settings import read_settings
-    from somvq.study import foreground
+    from somvq.study.advice import advise
     from somvq.study.record import list_studies, load_study
-    from somvq.study.status import progress_table, read_status, silence_optuna, summary_line
+    from somvq.study.status import read_status, silence_optuna
+    from somvq.study.tables import progress_table, summary_line
 
     silence_optuna()
     console = plain_console()
@@ -234,14 +290,14 @@ def status(
         print(json.dumps([found.as_json() for found in known]) if json_ else "\n".join(lines))
         return
     opened = load_study(settings, study)
-    if json_:
+    if watch:
+        watch_status(opened, console, as_json=json_)
+    elif json_:
         print(json.dumps(read_status(opened).as_json(), indent=2))
-    elif watch:
-        watch_status(opened, console)
     else:
         found = read_status(opened)
-        console.print(progress_table(found))
-        console.print(foreground.advise(found), soft_wrap=True)
+        console.print(progress_table(found, console.width))
+        console.print(advise(found), soft_wrap=True)
 
 
 @app.command()
@@ -253,7 +309,8 @@ def compare(
     """Print the leaderboard of each study: finished trials, best first, beside the mean image and the auto-encoder."""
     from somvq.settings import read_settings
     from somvq.study.record import load_study
-    from somvq.study.status import leaderboard, read_status, silence_optuna
+    from somvq.study.status import read_status, silence_optuna
+    from somvq.study.tables import leaderboard
 
     silence_optuna()
     settings = read_settings(runs=runs, storage=storage)
@@ -496,12 +553,23 @@ def parse_settings(given: list[str]) -> dict[str, Any]:
     return parsed
 
 
-def choose_place(job: str, workers: int | None) -> "JobDefinition":
+def choose_place(job: str, workers: int | None, per_gpu: int | None) -> "JobDefinition":
     """Where workers run, and how many."""
     from somvq.definitions import find_definition, read_job
 
+    said = {"workers": workers, "workers_per_gpu": per_gpu}
     place = read_job(find_definition("jobs", job))
-    return place if workers is None else place.model_copy(update={"workers": at_least_one("--workers", workers)})
+    return place.model_copy(update={name: count for name, count in said.items() if count is not None})
+
+
+def choose_limits(hours: float | None, gpu_hours: float | None) -> "Limits":
+    """What the study may use up; none where nothing was said."""
+    from somvq.study.stops import Limits
+
+    for option_, value in (("--hours", hours), ("--gpu-hours", gpu_hours)):
+        if value is not None and not 0 < value < float("inf"):
+            raise DefinitionError(f"{option_} {value:g} is no limit: give a number above 0, as in {option_} 12")
+    return Limits(hours=hours, gpu_hours=gpu_hours)
 
 
 def choose_split(split: str) -> "Split":
@@ -537,17 +605,27 @@ def at_least_one(option: str, value: int) -> int:
     return value
 
 
-def watch_status(opened: "OpenStudy", console: Console) -> None:
-    """The table of a study, again and again until Ctrl-C."""
+def watch_status(opened: "OpenStudy", console: Console, *, as_json: bool) -> None:
+    """A study again and again until Ctrl-C: as a table, or as a line of JSON each time."""
     import time
 
+    from rich.console import Group
     from rich.live import Live
 
-    from somvq.study.status import progress_table, read_status
+    from somvq.study.advice import advise
+    from somvq.study.status import read_status
+    from somvq.study.tables import progress_table
 
+    if as_json:
+        while True:
+            print(json.dumps(read_status(opened).as_json()), flush=True)
+            time.sleep(2)
     with Live(console=console, auto_refresh=False) as live:
         while True:
-            live.update(progress_table(read_status(opened)), refresh=True)
+            found = read_status(opened)
+            lines = advise(found)
+            room = max(5, console.height - lines.count("\n") - len(found.stages) - 5) if console.is_terminal else None
+            live.update(Group(progress_table(found, console.width, room), "", lines), refresh=True)
             time.sleep(2)
 
 

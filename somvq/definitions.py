@@ -167,7 +167,8 @@ class JobDefinition(Frozen):
     """Where and how to run workers."""
 
     executor: Literal["local"]
-    workers: Annotated[int, Field(ge=1)] = 1
+    workers: Annotated[int, Field(ge=1)] | None = None  # none: as many as the place has room for
+    workers_per_gpu: Annotated[int, Field(ge=1)] = 1
 
 
 def check_parameter(name: str, parameter: Parameter, rows: dict[str, dict[str, Scalar]]) -> None:

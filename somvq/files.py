@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import secrets
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,24 +19,51 @@ def parts_of(path: Path) -> list[Path]:
     return [path, image, matrix] if matrix.exists() else [path, image]
 
 
-def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """`path`, written by `write` under a temporary name, synced to disk and renamed: never seen half-written."""
+def write_whole(path: Path, write: Callable[[IO[bytes]], object], *, sync: bool = True) -> None:
+    """`path`, written by `write` under a temporary name, synced to disk and renamed: never seen half-written.
+
+    Without `sync` a power cut may lose it; a kill never does.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(3)}.partial")
     try:
         with partial.open("wb") as file:
             write(file)
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    if sync:
+        sync_folder(path.parent)
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any, *, sync: bool = True) -> None:
     """`content` as indented JSON at `path`, whole or not at all."""
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    write_whole(path, lambda file: file.write(text.encode()))
+    write_whole(path, lambda file: file.write(text.encode()), sync=sync)
+
+
+def append_line(path: Path, line: str, *, sync: bool = True) -> None:
+    """Adds `line` to `path`, first cutting off what a kill or a full disk left of the last one."""
+    with path.open("a+b") as file:
+        if file.tell() and (file.seek(-1, os.SEEK_END), file.read())[1] != b"\n":
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)
+        file.write(line.encode() + b"\n")
+        file.flush()
+        if sync:
+            os.fsync(file.fileno())
+
+
+def clock(folder: Path) -> float:
+    """The time now, in seconds, by the clock of whatever serves `folder`: those of two machines may differ."""
+    path = folder / ".clock"
+    try:
+        path.touch()
+        return path.stat().st_mtime
+    except OSError:  # who may only look
+        return time.time()
 
 
 def sync_folder(folder: Path) -> None:

@@ -40,7 +40,16 @@ SetOption = Annotated[
 TrialsOption = Annotated[
     int | None, option(help="Trials in all, those the study has included.", unset="the sweep's run_cap")
 ]
-WorkersOption = Annotated[int | None, option(help="Workers at once; on GPUs, one for each.", unset="the job's")]
+WorkersOption = Annotated[
+    int | None, option(help="Workers at once.", unset="the job's, else one for each GPU, or one", min=1)
+]
+PerGpuOption = Annotated[int | None, option(help="Workers that share a GPU.", unset="the job's, else 1", min=1)]
+HoursOption = Annotated[
+    float | None, option(help="Stop when the study has been worked on for this long in all.", unset="no limit")
+]
+GpuHoursOption = Annotated[
+    float | None, option("--gpu-hours", help="Stop when its attempts have used this much of GPUs.", unset="no limit")
+]
 JobOption = Annotated[str, option(help="Where workers run: a path, ./jobs/NAME.yaml, or a shipped one.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="For scripts.")]
 

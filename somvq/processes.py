@@ -3,11 +3,15 @@
 import ctypes
 import multiprocessing
 import os
+import re
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from pathlib import Path
 from typing import TypeVar
 
 from somvq.errors import RunError
@@ -17,6 +21,8 @@ R = TypeVar("R")
 PR_SET_PDEATHSIG = 1
 WORTH_A_PROCESS = 8  # scans that one process prepares while another is still starting
 MOST_PROCESSES = 16
+GPU_SHARE = "_SOMVQ_GPU_SHARE"  # what an executor tells a worker that has a GPU with others
+HIDDEN = ("", "-1", "NoDevFiles")  # in CUDA_VISIBLE_DEVICES: no GPU from here on
 
 
 def die_with(parent: int, by: signal.Signals = signal.SIGKILL) -> None:
@@ -25,6 +31,51 @@ def die_with(parent: int, by: signal.Signals = signal.SIGKILL) -> None:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, by)
     if os.getppid() != parent:
         raise SystemExit(143)
+
+
+def start_of(pid: int) -> str | None:
+    """When process `pid` started, in a form that no later process of the same number shares; none if there is none."""
+    if not Path("/proc/self/stat").exists():  # not Linux
+        asked = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
+        return asked.stdout.strip() or None
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if fields[0] in "ZX" else f"{fields[19]}@{boot_id()}"
+
+
+def boot_id() -> str:
+    """Which start of this machine it is."""
+    path = Path("/proc/sys/kernel/random/boot_id")
+    return path.read_text().strip() if path.exists() else ""
+
+
+def oom_kills() -> int:
+    """How many processes the kernel has killed here for want of memory, since it started."""
+    with suppress(OSError):
+        for line in Path("/proc/vmstat").read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0
+
+
+def visible_gpus() -> list[str]:
+    """The NVIDIA GPUs that this process may use, by the names that CUDA_VISIBLE_DEVICES has for them."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        names = [name.strip() for name in visible.split(",")]
+        return names[: next((i for i, name in enumerate(names) if name in HIDDEN), len(names))]
+    try:
+        asked = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [str(number) for number, _ in enumerate(re.findall(r"^GPU \d+:", asked.stdout, re.MULTILINE))]
+
+
+def gpus_in_use() -> float:
+    """How many GPUs a training of this process has: one, or its share of one; 0 where there is none."""
+    return float(os.environ.get(GPU_SHARE, "1")) if visible_gpus() else 0.0
 
 
 def usable_cores() -> int:

@@ -6,13 +6,13 @@
     figures/        NAME_EPOCH.png
     state.json      running, complete, failed, diverged, pruned or interrupted, and why
     evaluations.jsonl   each later measurement of a split, the test split's above all (evaluation.py)
-    lease.json      which worker holds the run (study/claim.py)
+    attempts.jsonl  each try at it: when, where, how it ended, the GPUs that it had
+    lease.json      which worker holds the run (study/lease.py)
 
 Everything else (Optuna's values, W&B, reports) is a projection of these files and can be made again.
 """
 
 import json
-import os
 import time
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict
 
 from somvq.config import RunConfig
 from somvq.errors import RunError
-from somvq.files import write_json, write_whole
+from somvq.files import append_line, write_json, write_whole
 
 Row = dict[str, float]
 
@@ -167,6 +167,26 @@ class Progress(BaseModel):
     updated: float = 0.0
 
 
+Outcome = Literal[
+    State, "stopped", "killed", "abandoned", "infrastructure", "memory"
+]  # abandoned: its worker was killed, or lost it while it was suspended
+
+
+class Attempt(BaseModel):
+    """A line of attempts.jsonl; times are the file server's, in seconds."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+    number: int  # from 1
+    began: float
+    ended: float | None = None
+    outcome: Outcome = "running"
+    reason: str = ""
+    epochs: int = 0  # finished in it
+    host: str = ""
+    gpus: float = 0.0  # of which it had the use: 0.5 if two workers share one
+    micro_batch: int | None = None
+
+
 class RunRecord(BaseModel):
     """What config.json says."""
 
@@ -195,8 +215,11 @@ class Run:
         self.ledger = folder / "metrics.jsonl"
         self.checkpoint = folder / "checkpoint.pt"
         self.evaluations = folder / "evaluations.jsonl"
+        self.attempts_ledger = folder / "attempts.jsonl"
         self.figures = folder / "figures"
         self.log = folder / "attempts.log"
+        self._version: tuple[int, int, int] | None = None  # of the ledger that _rows are of
+        self._rows: list[Row] = []
 
     @classmethod
     def create(cls, folder: Path, record: RunRecord) -> "Run":
@@ -245,16 +268,35 @@ class Run:
     def rows(self) -> list[Row]:
         """The ledger's lines, oldest first; a last line torn by a crash is left out."""
         try:
-            return [json.loads(line) for line in whole_lines(self.ledger)]
-        except ValueError as error:
-            raise RunError(f"{self.ledger} is damaged ({error}); restore it, or delete its run's folder") from error
+            found = self.ledger.stat()
+        except FileNotFoundError:
+            return []
+        version = (found.st_ino, found.st_size, found.st_mtime_ns)
+        if version != self._version:  # who follows a run looks several times a second
+            try:
+                self._rows = [json.loads(line) for line in whole_lines(self.ledger)]
+            except ValueError as error:
+                raise RunError(f"{self.ledger} is damaged ({error}); restore it, or delete its run's folder") from error
+            self._version = version
+        return list(self._rows)
 
     def append(self, row: Row) -> None:
         """One more line of the ledger, on disk when this returns."""
-        with self.ledger.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_line(self.ledger, json.dumps(row))
+
+    def attempts(self) -> list[Attempt]:
+        """Every try at the run, oldest first; the last one may be under way."""
+        read = [Attempt.model_validate_json(line) for line in whole_lines(self.attempts_ledger)]
+        return list({attempt.number: attempt for attempt in read}.values())  # each has a line for its begin and its end
+
+    def note_attempt(self, attempt: Attempt) -> None:
+        """Adds what is now known of `attempt`."""
+        append_line(self.attempts_ledger, attempt.model_dump_json(), sync=False)
+
+    def last_sign_of_training(self) -> float:
+        """When an attempt last wrote something, by the file server's clock, in seconds; 0 if never."""
+        files = (self.ledger, self.checkpoint, self.folder / "state.json")
+        return max((file.stat().st_mtime for file in files if file.exists()), default=0.0)
 
     def reconcile(self, last: Row) -> None:
         """Makes the ledger end with `last`, the row that the checkpoint carries.

@@ -25,6 +25,8 @@ class Settings(BaseSettings):
     runs: Path = Field(Path("runs"), description="where studies and their runs are kept")
     cohorts: Path = Field(Path("cohorts"), description="where the demo cohort and prepared cohorts are kept")
     storage: str | None = Field(None, description="where Optuna keeps trials; none: study.db in the study's folder")
+    lease_s: float = Field(120, gt=0, description="seconds of silence after which a worker is taken for dead")
+    outage_s: float = Field(900, gt=0, description="seconds that workers wait for a storage that does not answer")
     wandb: WandbMode = Field("auto", description="auto: online where there is a key, else offline")
     wandb_project: str = Field("somvq", description="W&B project of new studies")
     wandb_entity: str | None = Field(None, description="W&B user or team of new studies; none: your own")

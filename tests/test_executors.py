@@ -1,4 +1,3 @@
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -6,16 +5,18 @@ from pathlib import Path
 
 import pytest
 
-from somvq.executors import EXECUTORS
+from somvq.definitions import JobDefinition
+from somvq.executors import EXECUTORS, local
 from somvq.executors.job import Executor, Job
-from somvq.executors.local import LocalExecutor, gpu, threads
+from somvq.executors.local import LocalExecutor, threads
+from somvq.processes import GPU_SHARE, gpus_in_use
 
 Submit = Callable[[str], Job]
 
 
 @pytest.fixture(params=EXECUTORS)
 def executor(request: pytest.FixtureRequest) -> Executor:
-    return EXECUTORS[request.param](2)
+    return EXECUTORS[request.param](JobDefinition(executor=request.param, workers=2))
 
 
 @pytest.fixture
@@ -68,26 +69,61 @@ def test_jobs_append_to_the_same_log(submit: Submit) -> None:
     assert job.log.read_text() == "1\n2\n"
 
 
-def test_workers_share_the_cores_and_take_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_share_the_cores_unless_the_user_says_how(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    assert [threads(workers) for workers in (1, 3, 16)] == [
-        {"OMP_NUM_THREADS": "8"},
-        {"OMP_NUM_THREADS": "2"},
-        {"OMP_NUM_THREADS": "1"},
-    ]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    assert [gpu(slot)["CUDA_VISIBLE_DEVICES"] for slot in range(3)] == ["3", "5", "3"]
+    monkeypatch.setattr(local, "usable_cores", lambda: 8)
+    shares = [threads(workers)["OMP_NUM_THREADS"] for workers in (1, 3, 16)]
+    assert shares == ["8", "2", "1"]
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
     assert threads(3) == {}
 
 
-def test_local_jobs_see_their_own_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def visible(place: JobDefinition, monkeypatch: pytest.MonkeyPatch, gpus: str, slots: int) -> list[str]:
+    """What each slot's worker sees of `gpus`, and its share."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
+    executor = LocalExecutor(place)
+    told = [executor.gpu(slot) for slot in range(slots)]
+    return [f"{each['CUDA_VISIBLE_DEVICES']}:{each[GPU_SHARE]}" for each in told if each]
+
+
+def test_each_gpu_gets_a_worker_or_as_many_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = JobDefinition(executor="local")
+    assert visible(one, monkeypatch, "3,5", 2) == ["3:1", "5:1"]
+    assert LocalExecutor(one).workers == 2
+    two = JobDefinition(executor="local", workers_per_gpu=2)
+    assert visible(two, monkeypatch, "GPU-1a,GPU-2b", 4) == ["GPU-1a:0.5", "GPU-2b:0.5", "GPU-1a:0.5", "GPU-2b:0.5"]
+    assert LocalExecutor(two).workers == 4
+    three = JobDefinition(executor="local", workers=3)
+    assert visible(three, monkeypatch, "0", 3) == ["0:0.3333"] * 3
+    assert visible(one, monkeypatch, "", 1) == visible(one, monkeypatch, "-1", 1) == []
+    assert LocalExecutor(one).workers == 1
+
+
+def test_the_hours_of_a_gpu_are_shared_like_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2")
+    assert gpus_in_use() == 1
+    monkeypatch.setenv(GPU_SHARE, "0.5")
+    assert gpus_in_use() == 0.5
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert gpus_in_use() == 0
+
+
+def test_a_replacement_gets_the_gpu_of_the_job_that_died(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    executor = LocalExecutor(2)
-    code = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"
-    jobs = [
-        executor.submit([sys.executable, "-c", code], log=tmp_path / f"{slot}.log", environment={}) for slot in range(2)
-    ]
-    assert [wait(job) for job in jobs] == [0, 0]
-    assert [job.log.read_text().strip() for job in jobs] == ["0", "1"]
+    executor = LocalExecutor(JobDefinition(executor="local"))
+    code = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'], flush=True); import time; time.sleep(60)"
+
+    def start(name: str) -> Job:
+        job = executor.submit([sys.executable, "-c", code], log=tmp_path / name, environment={})
+        while not job.log.read_text():
+            time.sleep(0.02)
+        return job
+
+    first, second = start("first"), start("second")
+    second.kill()
+    wait(second)
+    third = start("third")
+    assert [job.log.read_text().strip() for job in (first, second, third)] == ["0", "1", "1"]
+    for job in (first, third):
+        job.kill()
+        wait(job)

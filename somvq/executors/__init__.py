@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 
+from somvq.definitions import JobDefinition
 from somvq.executors.job import Executor
 from somvq.executors.local import LocalExecutor
 
-EXECUTORS: dict[str, Callable[[int], Executor]] = {"local": LocalExecutor}
+EXECUTORS: dict[str, Callable[[JobDefinition], Executor]] = {"local": LocalExecutor}

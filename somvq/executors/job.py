@@ -23,5 +23,7 @@ class Job(Protocol):
 class Executor(Protocol):
     """A place to run commands; it knows nothing of training."""
 
+    workers: int  # that it has room for at once
+
     def submit(self, command: Sequence[str], *, log: Path, environment: Mapping[str, str]) -> Job:
         """Starts `command` with its output appended to `log`."""

@@ -1,140 +1,129 @@
-"""Who trains what: trials are taken one at a time under a lock, and held by a lease that outlives nobody.
+"""Who trains what: trials are taken one at a time, by whoever has the claim of the study, and held by a lease.
 
 A trial whose worker died stays RUNNING in Optuna and is taken over by the next worker that looks: the same trial, the
 same folder, from its checkpoint. So a study's trials are numbered without gaps, and their count is its budget.
+
+A trial that is suggested the settings of an earlier one is not trained: others are suggested instead, and where there
+are none (a small space), it takes the earlier one's values as soon as that has ended.
 """
 
-import json
-import os
-import secrets
-import socket
-import subprocess
-import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.distributions import BaseDistribution
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from somvq.config import derive_seed
-from somvq.files import locked, write_json
 from somvq.runs import Run
-from somvq.study.record import OpenStudy, StudyRecord
+from somvq.study.lease import LEASE_S, Lease, is_alive
+from somvq.study.record import OpenStudy
 from somvq.study.samplers import build_sampler
-from somvq.study.space import distributions
+from somvq.study.space import distributions, find_twin
 
-BEAT_S = 10.0  # how often a worker says that it lives
-LEASE_S = 120.0  # silence after which a worker on another machine is taken for dead
-
-
-class Lease:
-    """A worker's hold on a run: lease.json, with a token that tells its holder from all others."""
-
-    def __init__(self, path: Path, token: str):
-        self.path, self.token = path, token
-        self.last_beat = time.monotonic()
-
-    @classmethod
-    def take(cls, folder: Path) -> "Lease":
-        """Takes the run at `folder` for this process, from whoever had it; call under the claim lock."""
-        lease = cls(folder / "lease.json", secrets.token_hex(8))
-        pid = os.getpid()
-        content = {"token": lease.token, "host": socket.gethostname(), "pid": pid, "started": start_of(pid)}
-        write_json(lease.path, content)
-        return lease
-
-    def beat(self) -> None:
-        """Says that its holder lives, if it is time to say so again."""
-        if time.monotonic() - self.last_beat > BEAT_S and self.held():
-            self.last_beat = time.monotonic()
-            os.utime(self.path)
-
-    def held(self) -> bool:
-        """Whether the run is still ours: a worker that was suspended may wake to find it given away."""
-        return read_lease(self.path).get("token") == self.token
-
-    def release(self) -> None:
-        """Lets the run go."""
-        if self.held():
-            self.path.unlink(missing_ok=True)
-
-
-def read_lease(path: Path) -> dict[str, object]:
-    """What the lease says; nothing if there is none."""
-    try:
-        content: dict[str, object] = json.loads(path.read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return {}
-    return content
-
-
-def is_alive(path: Path) -> bool:
-    """Whether the holder of the lease at `path` lives: by its process on this machine, by its beats on another."""
-    lease = read_lease(path)
-    if not lease:
-        return False
-    if lease["host"] == socket.gethostname():
-        return start_of(int(str(lease["pid"]))) == lease["started"] and lease["started"] is not None
-    clock = path.with_name(".clock")  # the file server's time, not ours: clocks of two machines differ
-    clock.touch()
-    return clock.stat().st_mtime - path.stat().st_mtime < LEASE_S
-
-
-def start_of(pid: int) -> str | None:
-    """When process `pid` started, in a form that no later process of the same number shares; none if there is none."""
-    if not Path("/proc/self/stat").exists():  # not Linux
-        asked = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
-        return asked.stdout.strip() or None
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return None if fields[0] in "ZX" else f"{fields[19]}@{boot_id()}"
-
-
-def boot_id() -> str:
-    """Which start of this machine it is."""
-    path = Path("/proc/sys/kernel/random/boot_id")
-    return path.read_text().strip() if path.exists() else ""
+ASKS = 10  # for settings that no other trial has
+SAME_AS = "same_as"  # user attribute: the number of the trial whose settings these are
+REASON = "reason"  # user attribute: why a trial ended as it did
 
 
 @dataclass(frozen=True)
 class Claim:
     """A trial that this worker holds."""
 
-    trial: Trial
+    trial: FrozenTrial
     run: Run
     lease: Lease
     taken_over: bool
 
 
-def claim_trial(opened: OpenStudy) -> Claim | None:
+def claim_trial(opened: OpenStudy, lease_s: float = LEASE_S) -> Claim | None:
     """A trial to train: one whose worker died, else a new one; none when the study has all its trials."""
-    with locked(opened.record.folder / ".claim.lock"):
-        study, record = opened.study, opened.record
-        trials = study.get_trials(deepcopy=False)
-        study.sampler = build_sampler(record.sweep, derive_seed(record.seed, "ask", len(trials)))
-        for trial in trials:
-            if trial.state == TrialState.RUNNING and is_abandoned(opened, trial):
-                return hold(record, Trial(study, trial._trial_id), taken_over=True)
-        if len(trials) >= opened.target:
-            return None
-        return hold(record, study.ask(), taken_over=False)
+    with opened.store.exclusive(opened.record.name):
+        while True:
+            trials = opened.study.get_trials(deepcopy=False)
+            if settle_twins(opened, trials):
+                continue
+            for trial in trials:
+                if is_abandoned(opened, trial):
+                    return hold(opened, trial, lease_s, taken_over=True)
+            if len(trials) >= opened.target:
+                return None
+            asked = ask(opened, trials)
+            if SAME_AS not in asked.user_attrs:
+                return hold(opened, asked, lease_s, taken_over=False)
 
 
 def is_abandoned(opened: OpenStudy, trial: FrozenTrial) -> bool:
-    """Whether nobody trains `trial` any more.
+    """Whether nobody trains `trial`, which has begun and is not over.
 
     Its state is read again after its lease: a worker that has just told its end lets go of the lease next.
     """
-    if is_alive(opened.record.run(trial.number).folder / "lease.json"):
+    if trial.state != TrialState.RUNNING or trial.user_attrs.get(SAME_AS) is not None:
         return False
-    return opened.study._storage.get_trial(trial._trial_id).state == TrialState.RUNNING
+    if is_alive(opened.record.run(trial.number).folder):
+        return False
+    return opened.storage.get_trial(trial._trial_id).state == TrialState.RUNNING
 
 
-def hold(record: StudyRecord, trial: Trial, *, taken_over: bool) -> Claim:
-    """Takes the lease of `trial`'s run, and has the parameters suggested that it has not got yet."""
-    for name, distribution in distributions(record.sweep).items():
-        trial._suggest(name, distribution)  # as Study.ask does; a worker may be killed in the middle of it
-    run = record.run(trial.number)
+def hold(opened: OpenStudy, trial: FrozenTrial, lease_s: float, *, taken_over: bool) -> Claim:
+    """Takes the lease of `trial`'s run."""
+    run = opened.record.run(trial.number)
     run.folder.mkdir(parents=True, exist_ok=True)
-    return Claim(trial, run, Lease.take(run.folder), taken_over)
+    return Claim(trial, run, Lease.take(run.folder, lease_s), taken_over)
+
+
+def ask(opened: OpenStudy, trials: Sequence[FrozenTrial]) -> FrozenTrial:
+    """A new trial: written with all its settings at once, so that a kill leaves none half-made."""
+    record, space = opened.record, distributions(opened.record.sweep)
+    params, twin = suggest(opened, space, trials, again=0), None
+    for again in range(1, ASKS + 1):
+        twin = find_twin(record.sweep, params, trials) if space else None  # without any choice, trials are repeats
+        if twin is None or again == ASKS:
+            break
+        params = suggest(opened, space, trials, again=again)
+    same = {} if twin is None else {SAME_AS: twin.number}
+    template = create_trial(state=TrialState.RUNNING, params=params, distributions=space, user_attrs=same)
+    return opened.storage.get_trial(opened.storage.create_new_trial(opened.study._study_id, template))
+
+
+def suggest(
+    opened: OpenStudy, space: dict[str, BaseDistribution], trials: Sequence[FrozenTrial], *, again: int
+) -> dict[str, Any]:
+    """What the sweep's method suggests for the next trial; decided by the study's seed and what has ended so far."""
+    record, study = opened.record, opened.study
+    asked = ("ask", len(trials), again) if again else ("ask", len(trials))
+    sampler = build_sampler(record.sweep, derive_seed(record.seed, *asked))
+    study._thread_local.cached_all_trials = list(trials)  # what Study.ask keeps for its sampler
+    to_come = create_trial(state=TrialState.RUNNING)
+    to_come.number = len(trials)
+    params = sampler.sample_relative(study, to_come, sampler.infer_relative_search_space(study, to_come))
+    for name, distribution in space.items():
+        if name not in params:
+            params[name] = sampler.sample_independent(study, to_come, name, distribution)
+    return params
+
+
+def settle_twins(opened: OpenStudy, trials: Sequence[FrozenTrial]) -> bool:
+    """Gives trials with the settings of another what that one came to, where it has ended; whether there was any."""
+    settled = False
+    for trial in trials:
+        number = trial.user_attrs.get(SAME_AS)
+        if number is None or trial.state != TrialState.RUNNING or not trials[number].state.is_finished():
+            continue
+        settled = True
+        if trials[number].state == TrialState.FAIL:
+            opened.storage.set_trial_user_attr(trial._trial_id, SAME_AS, None)  # to be tried itself
+        else:
+            take_values(opened, trial, trials[number])
+    return settled
+
+
+def take_values(opened: OpenStudy, trial: FrozenTrial, twin: FrozenTrial) -> None:
+    """Ends `trial` as `twin` ended."""
+    live = Trial(opened.study, trial._trial_id)
+    for name, value in twin.constraints.items():
+        if name not in trial.constraints:
+            live.set_constraint(name, value)
+    live.set_user_attr(REASON, f"the same settings as trial {twin.number}, so not trained again")
+    values = twin.values if twin.state == TrialState.COMPLETE else None
+    opened.study.tell(trial.number, values, state=twin.state, skip_if_finished=True)

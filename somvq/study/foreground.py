@@ -1,8 +1,6 @@
 """What `somvq sweep`, `train` and `resume` do in the foreground: prepare, begin or find, supervise, report."""
 
 import math
-import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,10 +19,11 @@ from somvq.data.survey import OnScan
 from somvq.definitions import JobDefinition, Sweep
 from somvq.errors import DataError, DefinitionError
 from somvq.executors import EXECUTORS
-from somvq.runs import Run
+from somvq.processes import visible_gpus
 from somvq.settings import PREFIX, Settings
 from somvq.sources import find_scans
 from somvq.sources.found import Found
+from somvq.study.advice import advise, shorten
 from somvq.study.record import (
     OpenStudy,
     StudyRecord,
@@ -36,9 +35,10 @@ from somvq.study.record import (
     refuse_another_search,
     study_folder,
 )
-from somvq.study.status import Status, leaderboard, read_status, silence_optuna, summary_line
+from somvq.study.status import read_status, silence_optuna
+from somvq.study.stops import go_on
 from somvq.study.supervisor import Supervisor
-from somvq.tracking.wandb import Tracked
+from somvq.study.tables import leaderboard, summary_line
 
 DEMO_SUBJECTS, DEMO_VOXEL_MM = 24, 2.12
 
@@ -188,54 +188,16 @@ def supervise(settings: Settings, opened: OpenStudy, place: JobDefinition, conso
     """Runs workers until the study is done, then says what came of it; the exit status."""
     environment = {PREFIX + name.upper(): str(value) for name, value in settings if value is not None}
     environment["SOMVQ_RUNS"] = str(settings.runs.resolve())
-    executor = EXECUTORS[place.executor](place.workers)
-    ended = Supervisor(opened, executor, place.workers, environment, console).run()
+    if go_on(opened.record.folder):
+        console.print(f"study    {opened.record.name} was stopped by somvq stop, and goes on")
+    if opened.limits.gpu_hours and not visible_gpus():
+        console.print("limits   no GPU is here: workers of this machine use up no GPU-hours")
+    ended = Supervisor(opened, EXECUTORS[place.executor](place), environment, console).run()
     status = read_status(opened)
     if status.ranked():
         console.print()
         console.print(leaderboard(status))
     console.print()
-    console.print(summary_line(status), style="bold")
+    console.print(escape(summary_line(status)), style="bold", soft_wrap=True)
     console.print(advise(status), soft_wrap=True)
     return ended or int(status.count("failed") > 0)
-
-
-def advise(status: Status) -> str:
-    """What to do next: look, put on W&B, resume, go on."""
-    folder = shorten(Path(status.folder))
-    lines = []
-    if status.ranked():
-        best = f"{folder}/{status.ranked()[0].number:04d}"
-        lines.append(f"look     {best}/figures (the best trial; the others are beside it)")
-    pages = sorted(Path(status.folder).glob("*/wandb/offline-run-*"))
-    if pages:
-        all_pages = f"{folder}/*/wandb/offline-run-* {folder}/stages/*/wandb/offline-run-*"
-        lines.append(f"W&B      offline so far; look at one: {program('wandb')} leet {shorten(pages[-1])}")
-        lines.append(f"         put all online, with an account: {program('wandb')} sync {all_pages}")
-    runs = [Run(path.parent) for path in sorted(Path(status.folder).glob("[0-9]*/tracking.json"))]
-    behind = [run.folder.name for run in runs if Tracked.read(run).behind]
-    if behind:
-        lines.append(f"W&B      does not have all of trial {', '.join(behind)}; metrics.jsonl does")
-    unfinished = status.target - status.finished
-    if unfinished > 0:
-        count = "1 trial" if unfinished == 1 else f"{unfinished} trials"
-        resume = f"{program('somvq')} resume {status.study}"
-        lines.append(f"resume   {count} to finish: {resume}, or the same command again")
-    else:
-        lines.append("resume   the same command goes on after any interruption; nothing is left to do now")
-        if not status.whole:
-            lines.append(f"go on    {program('somvq')} resume {status.study} --trials {status.target * 2}")
-    failed = [trial for trial in status.trials if trial.state == "failed"]
-    lines += [f"failed   trial {trial.number}: {trial.reason or 'see its attempts.log'}" for trial in failed[:3]]
-    return "\n".join(escape(line) for line in lines)
-
-
-def program(name: str) -> str:
-    """How the user can type the program `name`: as it is, or with its folder where the shell does not know it."""
-    beside = Path(sys.executable).parent / name
-    return str(shorten(beside)) if shutil.which(name) is None and beside.exists() else name
-
-
-def shorten(path: Path) -> Path:
-    """`path` from here, if it is below."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -1,16 +1,9 @@
 """What the trials of a study share: an auto-encoder trained once, by whoever needs it first."""
 
-import fcntl
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-
 from somvq.config import RunConfig, signature
 from somvq.runs import Run
-from somvq.study.record import StudyRecord
-
-Train = Callable[[Run], None]
+from somvq.study.lease import Lease, is_alive
+from somvq.study.record import OpenStudy, StudyRecord
 
 
 def stage_runs(record: StudyRecord, config: RunConfig) -> dict[str, Run]:
@@ -25,24 +18,11 @@ def stage_run(record: StudyRecord, kind: str, config: RunConfig) -> Run:
     return Run.create(record.folder / "stages" / f"{kind}-{key}", told)
 
 
-def ensure_stage(run: Run, train: Train, while_waiting: Callable[[], None]) -> None:
-    """Has `run` trained, here or by another worker; one killed in the middle is gone on with."""
-    if run.progress().state == "complete":
-        return
-    with turn(run.folder / ".stage.lock", while_waiting):
-        if run.progress().state != "complete":
-            train(run)
-
-
-@contextmanager
-def turn(path: Path, while_waiting: Callable[[], None]) -> Iterator[None]:
-    """Holds the lock file `path`, calling `while_waiting` until it is ours; that may raise to give up."""
-    with path.open("a") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                while_waiting()
-                time.sleep(0.5)
-        yield
+def take_stage(opened: OpenStudy, stage: Run, lease_s: float) -> Lease | None:
+    """The hold on `stage`, if it is still to be trained and nobody alive trains it."""
+    if is_alive(stage.folder):
+        return None
+    with opened.store.exclusive(opened.record.name):
+        if stage.progress().state == "complete" or is_alive(stage.folder):
+            return None
+        return Lease.take(stage.folder, lease_s)

@@ -1,28 +1,20 @@
-"""How far a study is, from its storage and its runs' folders: as data, as tables, as JSON."""
+"""How far a study is, from its storage and its runs' folders, as data; tables.py shows it."""
 
 import json
-import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-from rich.text import Text
 
-from somvq.runs import Row, Run, describe
-from somvq.study.claim import is_alive
-from somvq.study.record import OpenStudy
+from somvq.runs import FINISHED, Row, Run
+from somvq.settings import mask
+from somvq.study.claim import REASON, SAME_AS
+from somvq.study.lease import LEASE_S, is_alive, read_lease, silence
+from somvq.study.record import COPIED_FROM, OpenStudy
+from somvq.study.stops import HOUR_S, asked_to_stop, span, union
 
-COLUMNS = {  # of the leaderboard: a ledger's key, its heading and format
-    "val/ssim": ("SSIM\nx'_e", ".3f"),
-    "val/ssim_q": ("SSIM\nx'_q", ".3f"),
-    "val/psnr": ("PSNR\nx'_e", ".1f"),
-    "codebook/used": ("codes\nused", ".0f"),
-    "codebook/perplexity": ("perpl-\nexity", ".0f"),
-    "map/topographic_error": ("topo.\nerror", ".2f"),
-}
 LABELS = {
     TrialState.COMPLETE: "done",
     TrialState.PRUNED: "pruned",
@@ -30,6 +22,7 @@ LABELS = {
     TrialState.WAITING: "waiting",
     TrialState.RUNNING: "running",
 }
+ENDED = ("done", "pruned", "failed")
 
 
 @dataclass
@@ -39,14 +32,27 @@ class TrialStatus:
     number: int
     state: str  # done, running, waiting (its worker is gone), pruned or failed
     params: dict[str, Any]
-    epoch: int
-    epochs: int
-    attempts: int
-    row: Row
-    value: float | None = None
+    epoch: int = 0
+    epochs: int = 0
+    attempts: int = 0
+    row: Row = field(default_factory=dict)
+    values: list[float] | None = None  # of the goals, in their order
     reason: str = ""
     seconds_left: float | None = None
     stage_epochs: int = 0  # of the auto-encoder that it started from
+    host: str = ""  # where it is under way
+    silent_s: float | None = None  # how long its worker has said nothing
+    violated: list[str] = field(default_factory=list)  # constraints that it does not keep
+    same_as: int | None = None
+    copied_from: str = ""  # the study and the trial that it was copied from
+    last_outcome: str = ""  # of its attempts
+    micro_batch: int | None = None  # scans in memory at once, after it ran out of it
+    spans: list[tuple[float, float, float]] = field(default_factory=list)  # of attempts: begin, end, GPUs
+
+    @property
+    def value(self) -> float | None:
+        """Its value of the first goal."""
+        return self.values[0] if self.values else None
 
 
 @dataclass
@@ -54,15 +60,38 @@ class Status:
     """A study at one moment."""
 
     study: str
-    metric: str
-    goal: str
+    goals: list[tuple[str, str]]  # metric, and maximize or minimize; the first one leads
     target: int
     folder: str
     cohort: str
+    storage: str
     trials: list[TrialStatus]
     baseline: Row = field(default_factory=dict)  # the mean image's
     whole: bool = False  # a grid of which every combination is a trial
     stages: dict[str, TrialStatus] = field(default_factory=dict)  # shared auto-encoders
+    constrained: bool = False
+    limits: dict[str, float | None] = field(default_factory=dict)
+    stopped: str = ""  # why no worker takes trials though some are left
+    lease_s: float = LEASE_S
+
+    @property
+    def metric(self) -> str:
+        """What trials are ranked by first."""
+        return self.goals[0][0]
+
+    @property
+    def hours(self) -> float:
+        """In which anything of the study was under way."""
+        return union((began, ended) for began, ended, _ in self.spans()) / HOUR_S
+
+    @property
+    def gpu_hours(self) -> float:
+        """Of all attempts."""
+        return sum((ended - began) * gpus for began, ended, gpus in self.spans()) / HOUR_S
+
+    def spans(self) -> list[tuple[float, float, float]]:
+        """Of all attempts at trials and stages."""
+        return [span for each in (*self.trials, *self.stages.values()) for span in each.spans]
 
     def count(self, state: str) -> int:
         """How many trials are in `state`."""
@@ -71,55 +100,133 @@ class Status:
     @property
     def finished(self) -> int:
         """Trials that are over, however they ended."""
-        return self.count("done") + self.count("pruned") + self.count("failed")
+        return sum(trial.state in ENDED for trial in self.trials)
+
+    @property
+    def unfinished(self) -> int:
+        """Trials that are not, begun or not."""
+        return max(self.target, len(self.trials)) - self.finished
 
     @property
     def to_go(self) -> int:
         """Trials not yet begun."""
         return max(0, self.target - len(self.trials))
 
+    @property
+    def claimable(self) -> int:
+        """Trials that a worker could take now."""
+        waiting = [trial for trial in self.trials if trial.state == "waiting"]
+        return self.to_go + sum(t.same_as is None or self.trials[t.same_as].state in ENDED for t in waiting)
+
     def ranked(self) -> list[TrialStatus]:
-        """Finished trials with a value, best first."""
-        done = [trial for trial in self.trials if trial.value is not None and trial.state == "done"]
-        return sorted(done, key=lambda trial: trial.value or 0.0, reverse=self.goal == "maximize")
+        """Trials with values, best first; those that keep all constraints before those that do not.
+
+        With several goals, trials that no other beats in all of them come first.
+        """
+        done = [trial for trial in self.trials if trial.values is not None and trial.state == "done"]
+        return sorted(done, key=lambda trial: (bool(trial.violated), not self.leads(trial), self.cost(trial)[0]))
+
+    def cost(self, trial: TrialStatus) -> tuple[float, ...]:
+        """Its values, less is better."""
+        assert trial.values is not None
+        pairs = zip(trial.values, self.goals, strict=True)
+        return tuple(-value if goal == "maximize" else value for value, (_, goal) in pairs)
+
+    def leads(self, trial: TrialStatus) -> bool:
+        """Whether no trial beats it: of one goal that says nothing, so only several are asked."""
+        if len(self.goals) == 1:
+            return True
+        rivals = [t for t in self.trials if t.state == "done" and t.values and bool(t.violated) == bool(trial.violated)]
+        costs, own = np.array([self.cost(rival) for rival in rivals]), np.array(self.cost(trial))
+        return not bool(((costs <= own).all(1) & (costs < own).any(1)).any())
+
+    def best(self, *, feasible: bool) -> TrialStatus | None:
+        """The best trial of all, or of those that keep the constraints."""
+        ranked = [trial for trial in self.ranked() if not (feasible and trial.violated)]
+        return min(ranked, key=lambda trial: self.cost(trial)[0], default=None)
 
     def as_json(self) -> dict[str, Any]:
         """For scripts."""
-        return {**asdict(self), "finished": self.finished, "to_go": self.to_go}
+        best, overall = self.best(feasible=True), self.best(feasible=False)
+        told = asdict(self)
+        for trial, shown in zip(self.trials, told["trials"], strict=True):
+            shown.update(value=trial.value, hours=sum(end - begin for begin, end, _ in shown.pop("spans")) / HOUR_S)
+        for stage in told["stages"].values():
+            stage.pop("spans")
+        return {
+            **told,
+            "metric": self.metric,
+            "goal": self.goals[0][1],
+            "finished": self.finished,
+            "to_go": self.to_go,
+            "hours": self.hours,
+            "gpu_hours": self.gpu_hours,
+            "best": best and best.number,
+            "best_overall": overall and overall.number,
+        }
 
 
 def read_status(opened: OpenStudy) -> Status:
-    """The study now."""
+    """The study now; what is over is read once."""
     record = opened.record
     trials = opened.study.get_trials(deepcopy=False)
+    for trial in trials:
+        if trial.number not in opened.over:
+            status = trial_status(trial, record.run(trial.number))
+            if status.state in ENDED:
+                opened.over[trial.number] = status
     stages = {folder.name: run_status(Run(folder)) for folder in sorted(record.folder.glob("stages/*ae-*"))}
     baseline = record.cohort / "baseline.json"
-    return Status(
+    status = Status(
         study=record.name,
-        metric=record.sweep.metric.name,
-        goal=record.sweep.metric.goal,
+        goals=[(goal.name, goal.goal) for goal in record.sweep.goals],
         target=opened.target,
         folder=str(record.folder),
         cohort=record.cohort_summary,
-        trials=[trial_status(trial, record.run(trial.number)) for trial in trials],
+        storage=mask(opened.store.url),
+        trials=[opened.over.get(t.number) or trial_status(t, record.run(t.number)) for t in trials],
         baseline=json.loads(baseline.read_text()) if baseline.exists() else {},
         stages=stages,
         whole=record.sweep.combinations() == len(trials),
+        constrained=bool(record.sweep.constraints),
+        limits=opened.limits.model_dump(),
     )
+    status.stopped = why_stopped(opened, status)
+    return status
+
+
+def why_stopped(opened: OpenStudy, status: Status) -> str:
+    """Why no worker takes trials though some are left; empty where nothing holds them back."""
+    if status.unfinished == 0:
+        return ""
+    if asked_to_stop(opened.record.folder):
+        return "stopped by somvq stop"
+    return opened.limits.reached(status.hours, status.gpu_hours)
 
 
 def run_status(run: Run) -> TrialStatus:
     """A run by itself, without Optuna: a stage."""
-    return follow(TrialStatus(-1, run.progress().state, {}, 0, 0, 0, {}), run)
+    state = run.progress().state
+    alive = state in FINISHED or is_alive(run.folder)
+    return follow(TrialStatus(-1, state if alive else "waiting", {}), run)
 
 
 def trial_status(trial: FrozenTrial, run: Run) -> TrialStatus:
     """A trial by what Optuna and its folder say of it."""
-    status = TrialStatus(trial.number, LABELS[trial.state], dict(trial.params), 0, 0, 0, {})
-    status.reason = str(trial.user_attrs.get("reason", ""))
-    status.value = trial.value if trial.state == TrialState.COMPLETE else None
-    if trial.state == TrialState.RUNNING and not is_alive(run.folder / "lease.json"):
-        status.state = "waiting"
+    status = TrialStatus(trial.number, LABELS[trial.state], dict(trial.params))
+    status.reason = str(trial.user_attrs.get(REASON, ""))
+    status.values = list(trial.values) if trial.state == TrialState.COMPLETE else None
+    status.violated = [name for name, value in trial.constraints.items() if value > 0]
+    status.same_as = trial.user_attrs.get(SAME_AS)
+    status.copied_from = trial.user_attrs.get(COPIED_FROM, "")
+    if trial.state == TrialState.RUNNING:
+        if is_alive(run.folder):
+            status.host = str(read_lease(run.folder).get("host", ""))
+            status.silent_s = silence(run.folder)
+        else:
+            status.state = "waiting"
+            if status.same_as is not None:
+                status.reason = f"for trial {status.same_as}, whose settings it has"
     return follow(status, run)
 
 
@@ -127,75 +234,18 @@ def follow(status: TrialStatus, run: Run) -> TrialStatus:
     """Adds what the run's folder says."""
     if not (run.folder / "config.json").exists():
         return status
-    rows, progress = run.rows(), run.progress()
+    rows, progress, attempts = run.rows(), run.progress(), run.attempts()
     status.row = rows[-1] if rows else {}
     status.stage_epochs = run.record.config.ae_epochs if run.record.stages else 0
     status.epoch, status.epochs = int(status.row.get("epoch", 0)), run.record.config.epochs
-    status.attempts, status.reason = progress.attempts, status.reason or progress.reason
+    status.reason = status.reason or progress.reason
+    status.attempts, status.micro_batch = len(attempts), progress.micro_batch
+    status.last_outcome = attempts[-1].outcome if attempts else ""
+    status.spans = [(*span(run, attempt), attempt.gpus) for attempt in attempts]
     if rows and status.state == "running":
         pace = sum(row["time/epoch_s"] for row in rows) / len(rows)
         status.seconds_left = pace * (status.epochs - status.epoch)
     return status
-
-
-def summary_line(status: Status) -> str:
-    """One line: what is done and what is to come."""
-    counts = [f"{status.count('done')} done"]
-    counts += [f"{status.count(s)} {s}" for s in ("running", "waiting", "pruned", "failed") if status.count(s)]
-    return f"{status.study}: {', '.join(counts)}, {status.to_go} to go of {status.target} trials"
-
-
-def progress_table(status: Status) -> Table:
-    """Every trial that is under way, and those that ended."""
-    table = Table(title=summary_line(status), title_justify="left", title_style="bold", box=None, pad_edge=False)
-    for heading in ("trial", "state", "epoch", "left", status.metric, "settings"):
-        table.add_column(heading, justify="right" if heading in ("epoch", "left", status.metric) else "left")
-    for name, stage in status.stages.items():
-        if stage.state != "complete":
-            table.add_row("shared", stage.state, *pace(stage), "", Text(f"auto-encoder {name}", style="dim"))
-    for trial in status.trials:
-        value = trial.row.get(status.metric)
-        shown = describe(float(value)) if value is not None else ""
-        settings = Text(describe_params(trial.params) + (f"  {trial.reason}" if trial.reason else ""), style="dim")
-        table.add_row(str(trial.number), trial.state, *pace(trial), shown, settings)
-    return table
-
-
-def pace(trial: TrialStatus) -> tuple[str, str]:
-    """Epochs done of all, and the time left."""
-    left = time.strftime("%H:%M:%S", time.gmtime(trial.seconds_left)) if trial.seconds_left is not None else ""
-    return (f"{trial.epoch}/{trial.epochs}" if trial.epochs else ""), left
-
-
-def describe_params(params: dict[str, Any]) -> str:
-    """What was searched, in a few words."""
-    return " ".join(f"{name}={describe(value)}" for name, value in params.items())
-
-
-def leaderboard(status: Status) -> Table:
-    """Finished trials, best first, beside the mean image and the auto-encoder that they started from."""
-    title = f"{status.study}: {status.goal} {status.metric} on the validation set"
-    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
-    for heading in ("trial", *(heading for heading, _ in COLUMNS.values()), "epochs\nAE + own"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("settings", style="cyan")
-    for rank, trial in enumerate(status.ranked()):
-        style = "" if rank else "bold green"
-        epochs = f"{trial.stage_epochs} + {trial.epochs}"
-        table.add_row(str(trial.number), *cells(trial.row), epochs, describe_params(trial.params), style=style)
-    table.add_section()
-    for name, stage in status.stages.items():
-        if stage.state == "complete":
-            kind = name.split("-")[0].upper()
-            table.add_row(kind, *cells(stage.row), str(stage.epochs), "auto-encoder alone", style="dim")
-    if status.baseline:
-        table.add_row("mean", *cells(status.baseline), "", "mean of the training set", style="dim")
-    return table
-
-
-def cells(row: Row) -> list[str]:
-    """The leaderboard's columns of one row."""
-    return [format(row[key], style) if key in row else "" for key, (_, style) in COLUMNS.items()]
 
 
 def silence_optuna() -> None:

@@ -11,52 +11,76 @@ from rich.live import Live
 
 from somvq.errors import RunError
 from somvq.executors.job import Executor, Job
+from somvq.storages import explain, is_away
 from somvq.study.record import OpenStudy
-from somvq.study.status import Status, TrialStatus, describe_params, progress_table, read_status
-from somvq.study.worker import Stop
+from somvq.study.status import Status, TrialStatus, describe_params, read_status
+from somvq.study.tables import progress_table
+from somvq.study.worker import BLOCKED, Stop
 
 POLL_S = 0.2
 SHOW_S = 2.0  # between two looks at the study
 QUIET_SHOW_S = 30.0  # between two lines about a trial under way, where there is no terminal
-RESTARTS = 5  # of workers that die without any trial getting further
+RESTARTS = 10  # of workers that die without any trial getting further
 PATIENCE_S = 60.0  # for workers that were asked to stop; their own for an attempt and W&B is shorter
 
 
 class Supervisor:
     """The foreground of `somvq sweep`."""
 
-    def __init__(
-        self, opened: OpenStudy, executor: Executor, workers: int, environment: Mapping[str, str], console: Console
-    ):
+    def __init__(self, opened: OpenStudy, executor: Executor, environment: Mapping[str, str], console: Console):
         self.opened, self.executor, self.console = opened, executor, console
         self.environment = environment
         self.jobs: dict[int, Job] = {}
-        self.workers = workers
+        self.blocked: list[str] = []  # what workers said that gave up
         self.fruitless, self.seen_progress = 0, 0
+        self.status = read_status(opened)
+        self.looked = float("-inf")
+        self.said: set[str] = set()
         self.reporter = Reporter(console)
 
     def run(self) -> int:
-        """Until the study has all its trials, or a signal; 0, or 128 + signal.
+        """Until the study has all its trials, is stopped, or a signal comes; 0, or 128 + signal.
 
         Raises:
-            RunError: workers keep dying, or trials keep failing.
+            RunError: workers keep dying, trials keep failing, or nothing can be trained here.
         """
         stop = Stop()
-        status = read_status(self.opened)
-        for slot in range(min(self.workers, status.target - status.finished)):
-            self.start(slot)
-        shown = time.monotonic()
         with Live(console=self.console, auto_refresh=False, transient=True) as live:
-            while self.jobs and not stop.asked():
+            while not stop.asked():
                 self.replace_the_dead()
-                if time.monotonic() - shown > SHOW_S:
-                    shown = time.monotonic()
-                    self.show(live)
+                if time.monotonic() - self.looked > SHOW_S:
+                    self.look(live)
+                    self.start_what_is_missing()
+                if not self.jobs and self.is_over():
+                    break
                 time.sleep(POLL_S)
         self.stop_all()
         if not self.console.is_terminal:
-            self.reporter.report(read_status(self.opened))
+            self.look(None)
         return 128 + stop.signal if stop.asked() else 0
+
+    def is_over(self) -> bool:
+        """Whether there is nothing to wait for: also not for a trial that a worker elsewhere holds, and may drop.
+
+        Raises:
+            RunError: there is, but no worker here can go on.
+        """
+        if self.status.stopped or self.status.unfinished == 0:
+            return True
+        if self.blocked:
+            raise RunError(self.blocked[-1])
+        if self.status.claimable == 0:
+            held = [f"{trial.number} on {trial.host}" for trial in self.status.trials if trial.state == "running"]
+            self.say_once(f"waiting for trial {', '.join(held)}; Ctrl-C leaves without it")
+        return False
+
+    def start_what_is_missing(self) -> None:
+        """A worker for each trial that waits for one, as far as there is room."""
+        room = self.executor.workers - len(self.jobs) - len(self.blocked)
+        starting = len(self.jobs) - self.status.count("running")  # of those here, some have not claimed yet
+        for _ in range(min(room, self.status.claimable - max(starting, 0))):
+            if not self.status.stopped:
+                self.start(next(slot for slot in range(len(self.jobs) + 1) if slot not in self.jobs))
 
     def start(self, slot: int) -> None:
         """A worker."""
@@ -72,31 +96,47 @@ class Supervisor:
             if ended is None:
                 continue
             del self.jobs[slot]
-            if ended == 0:
-                continue
-            if ended == 1:
+            self.looked = float("-inf")
+            if ended == BLOCKED:
+                self.blocked.append(f"worker {slot} gave up: {last_line(job.log)}; see {job.log}")
+                self.say_once(self.blocked[-1])
+            elif ended in (1, 2):
                 self.stop_all()
                 raise RunError(f"worker {slot} gave up: {last_line(job.log)}; see {job.log}")
-            self.count_restart(job)
-            self.console.print(f"worker {slot} died ({describe_exit(ended)}); its trial goes on from its checkpoint")
-            self.start(slot)
+            elif ended != 0:
+                self.count_restart(job)
+                self.console.print(f"worker {slot} died ({describe_exit(ended)}); its trial goes on from its checkpoint")
+                self.start(slot)
 
     def count_restart(self, job: Job) -> None:
         """Gives up when workers die one after the other and nothing gets further."""
-        progress = sum(trial.epoch for trial in read_status(self.opened).trials)
+        progress = sum(trial.epoch for trial in self.status.trials)
         self.fruitless = 1 if progress > self.seen_progress else self.fruitless + 1
         self.seen_progress = progress
         if self.fruitless > RESTARTS:
             self.stop_all()
             raise RunError(f"workers died {RESTARTS} times and no trial got further; see {job.log}")
 
-    def show(self, live: Live) -> None:
-        """The table on a terminal; a line for what is new elsewhere."""
-        status = read_status(self.opened)
-        if self.console.is_terminal:
-            live.update(progress_table(status), refresh=True)
+    def look(self, live: Live | None) -> None:
+        """Reads the study, and shows it: a table on a terminal, a line for what is new elsewhere."""
+        self.looked = time.monotonic()
+        try:
+            self.status = read_status(self.opened)
+        except Exception as error:
+            if not is_away(error):
+                raise
+            self.say_once(f"the study's storage does not answer ({explain(error)}); training goes on without it")
+            return
+        if self.console.is_terminal and live:
+            live.update(progress_table(self.status, self.console.width), refresh=True)
         else:
-            self.reporter.report(status)
+            self.reporter.report(self.status)
+
+    def say_once(self, line: str) -> None:
+        """Prints `line`, if it was not the last thing said of its kind."""
+        if line not in self.said:
+            self.said.add(line)
+            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def stop_all(self) -> None:
         """Asks all workers to stop, and makes them."""

@@ -1,29 +1,40 @@
-"""One trial from its claim to its end: train in a child process, follow its ledger, tell Optuna once."""
+"""One trial from its claim to its end: train in a child process, follow its ledger, tell Optuna once.
+
+The ledger is the truth; Optuna is told of it as far as its storage answers, and training never waits for that.
+"""
 
 import os
-import subprocess
-import sys
+import signal
+import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import Literal
 
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.trial import TrialState
+from optuna.trial import Trial, TrialState
 
 from somvq.errors import RunError, SomvqError
-from somvq.runs import FINISHED, Run, State
-from somvq.study.claim import Claim
+from somvq.files import clock
+from somvq.processes import gpus_in_use, oom_kills
+from somvq.runs import FINISHED, Attempt, Outcome, Row, Run, State, describe
+from somvq.settings import Settings
+from somvq.storages import is_away
+from somvq.study import child as child_process
+from somvq.study.attempt import INFRASTRUCTURE, OUT_OF_MEMORY
+from somvq.study.claim import REASON, Claim
+from somvq.study.lease import Lease
+from somvq.study.outcome import missing, values, violations
+from somvq.study.patience import LONGEST_PAUSE_S, Blocked, patiently, wait
+from somvq.study.pruners import is_rung, lags
 from somvq.study.record import OpenStudy
-from somvq.study.stages import ensure_stage, stage_runs
+from somvq.study.retries import Retries
+from somvq.study.stages import stage_runs, take_stage
+from somvq.study.stops import asked_to_stop
 from somvq.tracking import Tracker
 
 POLL_S = 0.3
-PATIENCE_S = 30.0  # for an attempt that was asked to stop; a step of the largest model takes less
-RETRIES = 3  # of attempts that a file could not be read or written for
-RETRY_S = 2.0  # between them
-FRUITLESS = 3  # attempts in a row that are killed before they finish an epoch: something here kills it every time
+OUT_OF_MEMORY_CONSTRAINT = "memory"  # so that the sampler keeps away from what does not fit
 
 Ending = State | Literal["lost"]
 
@@ -36,18 +47,28 @@ class Lost(Exception):
     """The trial was given to another worker while this one slept."""
 
 
-class Blocked(RunError):
-    """The disk, or the cohort on it, fails every attempt: no fault of the trial, which goes on when that is mended."""
+class Pruned(Exception):
+    """The trial ends before its last epoch: it lags behind others, or a user said so."""
 
 
 class Conductor:
-    """What a worker does with one claim."""
+    """What a worker does with one claim.
 
-    def __init__(self, opened: OpenStudy, claim: Claim, tracker: Tracker, should_stop: Callable[[], bool]):
-        self.opened, self.claim, self.tracker, self.should_stop = opened, claim, tracker, should_stop
-        known = opened.study.get_trials(deepcopy=False)[claim.trial.number].intermediate_values
-        self.metric = opened.record.sweep.metric.name
-        self.reported = max(known, default=0)  # steps are write-once in Optuna
+    Args:
+        stopping: why the worker is to end; empty while it is not.
+    """
+
+    def __init__(
+        self, opened: OpenStudy, claim: Claim, tracker: Tracker, stopping: Callable[[], str], settings: Settings
+    ):
+        self.opened, self.claim, self.tracker, self.stopping = opened, claim, tracker, stopping
+        self.settings, self.sweep = settings, opened.record.sweep
+        self.trial = Trial(opened.study, claim.trial._trial_id)
+        self.leases = [claim.lease]
+        rows = len(claim.run.rows()) if claim.taken_over else 0
+        self.reported = max(claim.trial.intermediate_values, default=0)  # steps are write-once in Optuna
+        self.judged = max(self.reported, rows - 1)  # what a predecessor let pass is not judged by later rivals
+        self.ask_again = 0.0  # when, after the storage did not answer
 
     def conduct(self) -> Ending:
         """Trains the trial and tells how it ended; `interrupted` and `lost` are not told, the trial goes on.
@@ -55,26 +76,37 @@ class Conductor:
         Raises:
             Blocked: no trial could be trained here now.
         """
-        reason = ""
+        ending: Ending
         try:
-            run = self.prepare()
-            ending = run.progress().state
-            if ending not in FINISHED:  # else its worker died between its end and telling it
-                ending = self.attempt_until_done(run, self.attend)
-            reason = run.progress().reason
+            ending, reason = self.train()
+            patiently(lambda: self.tell(ending, reason), self.keep_hold, self.settings.outage_s)
         except Stopped:
             ending = "interrupted"
         except Lost:
             return "lost"
+        except OSError as error:
+            raise Blocked(f"{error.filename or self.claim.run.folder}: {error.strerror or error}") from error
+        finally:
+            for lease in self.leases:
+                with suppress(OSError):
+                    lease.release()  # only where it is still held
+        return ending
+
+    def train(self) -> tuple[State, str]:
+        """How the trial ends, and why."""
+        try:
+            run = self.prepare()
+            ending = run.progress().state
+            if ending not in FINISHED:  # else its worker died between its end and telling it
+                ending = self.attempt_until_done(run, self.claim.lease, self.attend)
+            return ending, run.progress().reason
+        except Pruned as pruned:
+            self.claim.run.set_state("pruned", str(pruned))
+            return "pruned", str(pruned)
         except Blocked:
-            self.claim.lease.release()
             raise
         except SomvqError as error:
-            ending, reason = "failed", str(error)
-        if ending != "interrupted":
-            self.tell(ending, reason)
-        self.claim.lease.release()
-        return ending
+            return "failed", str(error)
 
     def prepare(self) -> Run:
         """The trial's run, told what it needs; the auto-encoder that it starts from is trained first."""
@@ -84,128 +116,182 @@ class Conductor:
         beside = {kind: f"../stages/{stage.folder.name}" for kind, stage in stages.items()}
         run = Run.create(self.claim.run.folder, record.run_record(config, label=f"t{trial.number:04d}", stages=beside))
         for stage in stages.values():
-            ensure_stage(stage, self.train_stage, self.keep_hold)
+            self.ensure(stage)
         return run
 
-    def train_stage(self, stage: Run) -> None:
-        """Trains the shared auto-encoder; a trial cannot begin without it."""
-        if self.attempt_until_done(stage, lambda run: self.keep_hold()) != "complete":
-            raise RunError(f"the auto-encoder it starts from failed: {stage.progress().reason}; see {stage.log}")
-
-    def attempt_until_done(self, run: Run, attend: Callable[[Run], None]) -> State:
-        """Attempts `run` until it ends by itself; one that was killed goes on from its checkpoint."""
-        fruitless = blocked = 0
-        while True:
-            before = len(run.rows())
-            self.tracker.follow(run)
-            state = self.attempt(run, attend)
-            self.tracker.finish(state)
-            if len(run.rows()) > before:
-                fruitless = blocked = 0
-            if state == "interrupted":
-                blocked += 1
-                if blocked == RETRIES:
-                    raise Blocked(run.progress().reason or f"{run.folder} cannot be written; is the disk full?")
-                time.sleep(RETRY_S)
+    def ensure(self, stage: Run) -> None:
+        """Has `stage` trained, here or by another worker; one whose worker died is gone on with."""
+        while stage.progress().state != "complete":
+            lease = patiently(
+                lambda: take_stage(self.opened, stage, self.settings.lease_s), self.heed, self.settings.outage_s
+            )
+            if lease is None:
+                wait(POLL_S, self.heed)
                 continue
-            if state != "running":
-                return state
-            fruitless += 1
-            if fruitless == FRUITLESS:
-                run.set_state("failed", f"killed {FRUITLESS} times without finishing an epoch; out of memory?")
-                return "failed"
+            self.leases.append(lease)
+            if self.attempt_until_done(stage, lease, lambda run: self.heed()) != "complete":
+                raise RunError(f"the auto-encoder it starts from failed: {stage.progress().reason}; see {stage.log}")
+            self.leases.remove(lease)
+            lease.release()
 
-    def attempt(self, run: Run, attend: Callable[[Run], None]) -> State:
-        """One try in a child process; the state that it left: `running` if it was killed, `interrupted` if blocked."""
-        child = start_attempt(run.folder, run.log)
+    def attempt_until_done(self, run: Run, lease: Lease, attend: Callable[[Run], None]) -> State:
+        """Attempts `run` until it is over; one that was killed goes on from its checkpoint."""
+        retries = Retries(run)
+        while True:
+            self.heed()
+            before = len(run.rows())
+            outcome = self.attempt(run, lease, attend)
+            if outcome not in FINISHED:
+                pause = retries.spend(outcome, gained=len(run.rows()) > before)
+                wait(pause, self.heed)
+            if (state := run.progress().state) in FINISHED:
+                return state
+
+    def attempt(self, run: Run, lease: Lease, attend: Callable[[Run], None]) -> Outcome:
+        """One try in a child process, noted in attempts.jsonl."""
+        noted = begin(run, lease)
+        before, kills = len(run.rows()), oom_kills()
+        self.tracker.follow(run)
+        child = child_process.start_attempt(run.folder, run.log, lease)
+        outcome: Outcome = "abandoned"
         try:
             while child.poll() is None:
                 attend(run)
                 time.sleep(POLL_S)
             attend(run)
-        except Prune as prune:
-            end(child)
-            run.set_state("pruned", str(prune))
-        except Stopped:
-            end(child)
-            self.tracker.finish("interrupted")
+            outcome = classify(child.returncode, run, oom_kills() > kills)
+            return outcome
+        except (Stopped, Pruned) as ending:
+            child_process.end(child)
+            pruned = isinstance(ending, Pruned) and run.folder == self.claim.run.folder
+            outcome = "pruned" if pruned else "stopped"
             raise
         except Lost:
             child.kill()  # its successor waits for it
             child.wait()
-            self.tracker.finish("interrupted")
             raise
-        return "interrupted" if child.returncode == os.EX_TEMPFAIL else run.progress().state
+        finally:
+            if child.poll() is None:  # something unforeseen: nothing may go on without its worker
+                child_process.end(child)
+            if lease.held():
+                told = {"ended": clock(run.folder), "outcome": outcome, "epochs": len(run.rows()) - before}
+                run.note_attempt(noted.model_copy(update={**told, "reason": run.progress().reason}))
+            self.tracker.finish(outcome if outcome in FINISHED else "interrupted")
 
     def keep_hold(self) -> None:
-        """Beats; ends the attempt if this worker is to stop or has lost the trial."""
-        if not self.claim.lease.held():
-            raise Lost
-        self.claim.lease.beat()
-        if self.should_stop():
-            raise Stopped
+        """Beats; raises if this worker is to stop or has lost the trial."""
+        for lease in self.leases:
+            if not lease.held():
+                raise Lost
+            lease.beat()
+        if why := self.stopping():
+            raise Stopped(why)
+
+    def heed(self) -> None:
+        """Also raises if a user has ended the trial."""
+        self.keep_hold()
+        if asked_to_stop(self.claim.run.folder):
+            raise Pruned(f"stopped by a user after epoch {len(self.claim.run.rows())}")
 
     def attend(self, run: Run) -> None:
-        """Reports what is new in the ledger to Optuna; ends the attempt if its trial lags behind."""
-        self.keep_hold()
-        for row in run.rows():
+        """Passes on what is new in the ledger; ends the attempt if its trial lags behind."""
+        self.heed()
+        rows = run.rows()
+        for row in rows:
             epoch = int(row["epoch"])
-            if epoch > self.reported and self.metric in row:
-                self.claim.trial.report(row[self.metric], epoch)
-                self.reported = epoch
-                if epoch < run.record.config.epochs and self.claim.trial.should_prune():
-                    raise Prune(f"{self.metric} {row[self.metric]:.4g} lagged behind at epoch {epoch}")
+            if epoch > self.judged and epoch < run.record.config.epochs:
+                self.judge(epoch, row)
+            self.judged = max(self.judged, epoch)
+        self.report(rows)
+
+    def judge(self, epoch: int, row: Row) -> None:
+        """Ends the trial if `epoch` is a rung of early_terminate and others did better there."""
+        monitor = self.sweep.monitor_goal.name
+        if not is_rung(self.sweep, epoch) or monitor not in row:
+            return
+        rivals = [run.rows() for run in self.opened.record.runs() if run.folder != self.claim.run.folder]
+        theirs = [rows[epoch - 1][monitor] for rows in rivals if len(rows) >= epoch and monitor in rows[epoch - 1]]
+        if lags(self.sweep, epoch, row[monitor], theirs):
+            raise Pruned(f"{monitor} {describe(row[monitor])} lagged behind at epoch {epoch}")
+
+    def report(self, rows: list[Row]) -> None:
+        """Tells Optuna of epochs that it does not know; later, if its storage does not answer now."""
+        metric = self.sweep.goals[0].name
+        if len(self.sweep.goals) > 1 or time.monotonic() < self.ask_again:
+            return  # Optuna keeps no curves of several objectives
+        try:
+            for row in rows:
+                epoch = int(row["epoch"])
+                if epoch > self.reported and metric in row:
+                    self.trial.report(row[metric], epoch)
+                    self.reported = epoch
+        except UpdateFinishedTrialError:
+            raise Lost from None
+        except Exception as error:
+            if not is_away(error):
+                raise
+            self.ask_again = time.monotonic() + LONGEST_PAUSE_S
 
     def tell(self, ending: State, reason: str) -> None:
         """Tells Optuna, once; a trial that another worker has told meanwhile stays as it is."""
-        run, study, number = self.claim.run, self.opened.study, self.claim.trial.number
         if not self.claim.lease.held():
-            return
-        value = self.objective(run)
-        if ending == "complete" and value is None:
-            ending, reason = "failed", f"model {run.record.config.model} does not measure {self.metric}"
+            raise Lost
+        study, number, rows = self.opened.study, self.claim.trial.number, self.claim.run.rows()
+        last = rows[-1] if rows else {}
+        told = values(self.sweep, last)
+        if ending == "complete" and told is None:
+            ending, reason = "failed", missing(self.sweep, last)
+        out_of_memory = ending == "failed" and [a.outcome for a in self.claim.run.attempts()][-1:] == ["memory"]
         with suppress(UpdateFinishedTrialError):
             if reason:
-                self.claim.trial.set_user_attr("reason", reason)
+                self.trial.set_user_attr(REASON, reason)
+            if ending != "failed":
+                self.report_rest(rows)
+                self.constrain(violations(self.sweep, last))
+            if out_of_memory:
+                self.constrain({OUT_OF_MEMORY_CONSTRAINT: 1.0})
             if ending == "complete":
-                study.tell(number, value, skip_if_finished=True)
+                study.tell(number, told, skip_if_finished=True)
             else:
-                state = TrialState.FAIL if ending == "failed" else TrialState.PRUNED
-                study.tell(number, state=state, skip_if_finished=True)
+                failed = ending == "failed" and not out_of_memory
+                study.tell(number, state=TrialState.FAIL if failed else TrialState.PRUNED, skip_if_finished=True)
 
-    def objective(self, run: Run) -> float | None:
-        """The metric at the run's last epoch; none if it was not measured."""
-        rows = run.rows()
-        return rows[-1].get(self.metric) if rows else None
+    def report_rest(self, rows: list[Row]) -> None:
+        """Also what the storage did not answer to while the trial was trained."""
+        self.ask_again = 0.0
+        self.report(rows)
 
-
-class Prune(Exception):
-    """The trial lags behind others at the same epoch."""
-
-
-def start_attempt(folder: Path, log: Path) -> "subprocess.Popen[bytes]":
-    """A child process that trains the run at `folder`.
-
-    Its threads sleep while they wait: OpenMP's own choice, to spin, is no faster alone, and made steps 2 to 8 times as
-    long on cores that something else used as well (benchmarks/threads.py).
-    """
-    command = [sys.executable, "-m", "somvq.study.attempt", str(folder), str(os.getpid())]
-    with log.open("ab") as output:
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
-            start_new_session=True,
-        )
+    def constrain(self, violated: dict[str, float]) -> None:
+        """Sets constraints, each once: Optuna ignores a second value."""
+        known = self.opened.storage.get_trial(self.claim.trial._trial_id).constraints
+        for name, value in violated.items():
+            if name not in known:
+                self.trial.set_constraint(name, value)
 
 
-def end(child: "subprocess.Popen[bytes]") -> None:
-    """Asks `child` to stop, and makes it."""
-    child.terminate()
-    try:
-        child.wait(PATIENCE_S)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        child.wait()
+def begin(run: Run, lease: Lease) -> Attempt:
+    """The next attempt at `run`, noted; one that its worker left open is closed."""
+    past = run.attempts()
+    if past and past[-1].ended is None:
+        seen = max(lease.predecessor_seen, run.last_sign_of_training(), past[-1].began)
+        gained = len(run.rows()) - sum(attempt.epochs for attempt in past)
+        run.note_attempt(past[-1].model_copy(update={"ended": seen, "outcome": "abandoned", "epochs": gained}))
+    noted = Attempt(
+        number=len(past) + 1,
+        began=clock(run.folder),
+        host=socket.gethostname(),
+        gpus=gpus_in_use(),
+        micro_batch=run.progress().micro_batch,
+    )
+    run.note_attempt(noted)
+    return noted
+
+
+def classify(status: int, run: Run, oom_killed: bool) -> Outcome:
+    """How an attempt ended, by its exit status and what it wrote into state.json."""
+    if status == INFRASTRUCTURE:
+        return "infrastructure"
+    if status == OUT_OF_MEMORY or (status == -signal.SIGKILL and oom_killed):
+        return "memory"
+    state = run.progress().state
+    return state if state in FINISHED and status in (os.EX_OK, 1) else "killed"

@@ -1,20 +1,30 @@
 """A process that takes trials until none is left."""
 
+import os
 import signal
+import time
+from contextlib import suppress
+from datetime import datetime
 from types import FrameType
 
-from sqlalchemy.exc import SQLAlchemyError
+from optuna.trial import FrozenTrial, TrialState
 
+from somvq.errors import StudyError
 from somvq.processes import die_with
 from somvq.settings import Settings
-from somvq.study.claim import claim_trial
-from somvq.study.record import load_study
+from somvq.storages import is_away
+from somvq.study.claim import Claim, claim_trial
+from somvq.study.patience import Blocked, patiently
+from somvq.study.record import OpenStudy, load_study
 from somvq.study.status import silence_optuna
-from somvq.study.storage import explain
-from somvq.study.trial import Blocked, Conductor
+from somvq.study.stops import asked_to_stop, read_usage
+from somvq.study.trial import Conductor
 from somvq.tracking import build_tracker
 
-FAILURES = 3  # in a row: a bug, not bad luck
+FAILURES = 3  # in a row, whoever trained them: a bug, not bad luck
+LOOK_S = 10.0  # between two looks at what the study has used up
+BLOCKED = os.EX_TEMPFAIL  # exit status: nothing can be trained here now
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # USR1: Slurm's warning that the time is up soon
 
 
 class Stop:
@@ -22,7 +32,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.signal = 0
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in SIGNALS:
             signal.signal(number, self.remember)
 
     def remember(self, number: int, frame: FrameType | None) -> None:
@@ -34,29 +44,105 @@ class Stop:
         return self.signal != 0
 
 
+class Stopping(Exception):
+    """The worker was told to end while it waited for the storage."""
+
+
+class Worker:
+    """Takes trials of one study."""
+
+    def __init__(self, opened: OpenStudy, settings: Settings, stop: Stop):
+        self.opened, self.settings, self.stop = opened, settings, stop
+        self.tracker = build_tracker(settings.wandb)
+        self.looked, self.used_up = float("-inf"), ""
+        self.ended_before = {trial.number for trial in self.ended()}
+
+    def work(self) -> int:
+        """Until nothing is left to take; the exit status."""
+        while not (why := self.why_stop()):
+            try:
+                if patiently(self.keeps_failing, self.heed, self.settings.outage_s):
+                    return 1
+                claim = patiently(self.claim, self.heed, self.settings.outage_s)
+            except Stopping:
+                continue
+            if claim is None:
+                return 0
+            self.conduct(claim)
+        print(f"stops: {why}", flush=True)
+        return 128 + self.stop.signal if self.stop.asked() else 0
+
+    def claim(self) -> Claim | None:
+        """The next trial."""
+        return claim_trial(self.opened, self.settings.lease_s)
+
+    def conduct(self, claim: Claim) -> None:
+        """Trains one trial, and says so."""
+        number = claim.trial.number
+        print(f"trial {number}: {'taken over' if claim.taken_over else 'begun'}", flush=True)
+        ending = Conductor(self.opened, claim, self.tracker, self.why_stop, self.settings).conduct()
+        reason = "this worker slept, and another has it now" if ending == "lost" else claim.run.progress().reason
+        print(f"trial {number}: {ending} {reason}".rstrip(), flush=True)
+
+    def heed(self) -> None:
+        """Raises if this worker is to end."""
+        if self.why_stop():
+            raise Stopping
+
+    def why_stop(self) -> str:
+        """Why this worker is to end; empty while it is not."""
+        if self.stop.asked():
+            return f"told to by {signal.Signals(self.stop.signal).name}"
+        folder = self.opened.record.folder
+        if asked_to_stop(folder):
+            return "somvq stop was said"
+        if time.monotonic() - self.looked > LOOK_S:
+            self.looked = time.monotonic()
+            with suppress(Exception):  # a storage that is away sets no limit
+                self.used_up = self.opened.limits.reached(*read_usage(folder))
+        return self.used_up
+
+    def keeps_failing(self) -> bool:
+        """Whether the trials that ended last, since this worker began, all failed."""
+        since = [trial for trial in self.ended() if trial.number not in self.ended_before]
+        last = sorted(since, key=lambda trial: trial.datetime_complete or datetime.min)[-FAILURES:]
+        return len(last) == FAILURES and all(trial.state == TrialState.FAIL for trial in last)
+
+    def ended(self) -> list[FrozenTrial]:
+        """Trials that are over."""
+        return [trial for trial in self.opened.study.get_trials(deepcopy=False) if trial.state.is_finished()]
+
+
 def work(settings: Settings, name: str, parent: int | None = None) -> int:
     """Trains trials of the study `name` until it has all it should; the exit status.
 
-    0: nothing is left to take. 1: trials kept failing. 128 + signal: told to stop. `parent` is a process to stop with.
+    0: nothing is left to take, or the study was stopped. 1: trials kept failing. BLOCKED: nothing can be trained here.
+    128 + signal: told to stop. `parent` is a process to stop with.
     """
     silence_optuna()
     stop = Stop()
     if parent is not None:
         die_with(parent, signal.SIGTERM)
-    opened = load_study(settings, name)
-    failures = 0
-    while not stop.asked() and failures < FAILURES:
-        claim = claim_trial(opened)
-        if claim is None:
-            return 0
-        print(f"trial {claim.trial.number}: {'taken over' if claim.taken_over else 'begun'}", flush=True)
-        tracker = build_tracker(settings.wandb)
-        try:
-            ending = Conductor(opened, claim, tracker, stop.asked).conduct()
-        except SQLAlchemyError as error:
-            raise Blocked(
-                f"the study's storage failed: {explain(error)}; the trial goes on when it is mended"
-            ) from error
-        print(f"trial {claim.trial.number}: {ending} {claim.run.progress().reason}".rstrip(), flush=True)
-        failures = failures + 1 if ending == "failed" else 0
-    return 128 + stop.signal if stop.asked() else 1
+
+    def heed() -> None:
+        if stop.asked():
+            raise Stopping
+
+    try:
+        opened = patiently(lambda: open_study(settings, name), heed, settings.outage_s)
+        return Worker(opened, settings, stop).work()
+    except Stopping:
+        return 128 + stop.signal
+    except Blocked as blocked:
+        print(blocked, flush=True)
+        return BLOCKED
+
+
+def open_study(settings: Settings, name: str) -> OpenStudy:
+    """The study; a storage that is away is told apart from one that does not know it."""
+    try:
+        return load_study(settings, name)
+    except StudyError as error:
+        if error.__cause__ is not None and is_away(error.__cause__):
+            raise error.__cause__ from error
+        raise

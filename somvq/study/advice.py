@@ -1,0 +1,119 @@
+"""What to do next with a study: look, put it on W&B, mend what is wrong, go on."""
+
+import shutil
+import sys
+from pathlib import Path
+
+from rich.markup import escape
+
+from somvq.runs import Run, describe
+from somvq.study.status import Status, TrialStatus
+from somvq.tracking.wandb import Tracked
+
+SILENT_S = 60.0  # of a worker, before it is worth a word
+
+
+def advise(status: Status) -> str:
+    """Lines, each with a word of what it is about; those about what is wrong say what mends it."""
+    lines = [*best_lines(status), *look_lines(status), *tracking_lines(status), *trouble_lines(status)]
+    return "\n".join(escape(line) for line in [*lines, *next_lines(status)])
+
+
+def best_lines(status: Status) -> list[str]:
+    """The best trial, and the one that would be if constraints did not count."""
+    best, overall = status.best(feasible=True), status.best(feasible=False)
+    lines = []
+    if best and len(status.goals) > 1:
+        front = [str(trial.number) for trial in status.ranked() if not trial.violated and status.leads(trial)]
+        lines.append(f"best     no trial beats {', '.join(front)} in {' and '.join(name for name, _ in status.goals)}")
+    elif best and status.constrained:
+        lines.append(f"best     trial {best.number}: {valued(status, best)}, all constraints kept")
+    if overall and overall.violated:
+        kept = "overall" if best else "best"
+        broken = ", ".join(overall.violated)
+        lines.append(f"{kept:9}trial {overall.number}: {valued(status, overall)}, but not {broken}")
+    return lines
+
+
+def valued(status: Status, trial: TrialStatus) -> str:
+    """The first goal and its value."""
+    return f"{status.metric} {describe(trial.value)}"
+
+
+def look_lines(status: Status) -> list[str]:
+    """Where there is something to see."""
+    ranked = status.ranked()
+    if not ranked:
+        return []
+    seen = next((t for t in ranked if t.same_as is None), ranked[0])
+    return [f"look     {shorten(Path(status.folder))}/{seen.number:04d}/figures"]
+
+
+def tracking_lines(status: Status) -> list[str]:
+    """What W&B has."""
+    folder = shorten(Path(status.folder))
+    lines = []
+    pages = sorted(Path(status.folder).glob("*/wandb/offline-run-*"))
+    if pages:
+        all_pages = f"{folder}/*/wandb/offline-run-* {folder}/stages/*/wandb/offline-run-*"
+        lines.append(f"W&B      offline so far; look at one: {program('wandb')} leet {shorten(pages[-1])}")
+        lines.append(f"         put all online, with an account: {program('wandb')} sync {all_pages}")
+    runs = [Run(path.parent) for path in sorted(Path(status.folder).glob("[0-9]*/tracking.json"))]
+    behind = [run.folder.name for run in runs if Tracked.read(run).behind]
+    if behind:
+        lines.append(f"W&B      does not have all of trial {', '.join(behind)}; metrics.jsonl does")
+    return lines
+
+
+def trouble_lines(status: Status) -> list[str]:
+    """What is wrong, and what mends it."""
+    lines = []
+    for trial in [trial for trial in status.trials if trial.state == "failed"][:3]:
+        log = shorten(Path(status.folder)) / f"{trial.number:04d}" / "attempts.log"
+        lines.append(f"failed   trial {trial.number}: {trial.reason or 'no reason given'}; see {log}")
+    blocked = [t for t in status.trials if t.state == "waiting" and t.last_outcome == "infrastructure"]
+    if blocked:
+        lines.append(f"blocked  trial {blocked[0].number}: {blocked[0].reason}; mend that, then go on")
+    for trial in status.trials:
+        if trial.silent_s is not None and trial.silent_s > min(SILENT_S, status.lease_s / 2):
+            lines.append(
+                f"silent   trial {trial.number}: nothing heard from {trial.host} for {trial.silent_s:.0f} s; "
+                "any other worker takes it over when its lease is out"
+            )
+    return lines
+
+
+def next_lines(status: Status) -> list[str]:
+    """How to go on."""
+    resume = f"{program('somvq')} resume {status.study}"
+    if status.stopped.startswith("stopped"):
+        return [f"resume   {status.stopped}; {resume} goes on"]
+    if status.stopped:
+        gpu = "GPU" in status.stopped
+        limit = status.limits["gpu_hours" if gpu else "hours"] or 1.0
+        return [f"resume   {status.stopped}: {resume} {'--gpu-hours' if gpu else '--hours'} {limit * 2:g} goes on"]
+    if status.unfinished:
+        if status.count("running") and not status.count("waiting"):
+            others = status.unfinished - status.count("running")
+            return [] if not others else [f"go on    {counted(others)} to begin; the workers take them one by one"]
+        return [f"resume   {counted(status.unfinished)} to finish: {resume}, or the same command again"]
+    lines = ["resume   the same command goes on after any interruption; nothing is left to do now"]
+    if not status.whole:
+        lines.append(f"go on    {resume} --trials {status.target * 2}")
+    return lines
+
+
+def counted(trials: int) -> str:
+    """1 trial, 2 trials."""
+    return "1 trial" if trials == 1 else f"{trials} trials"
+
+
+def program(name: str) -> str:
+    """How the user can type the program `name`: as it is, or with its folder where the shell does not know it."""
+    beside = Path(sys.executable).parent / name
+    return str(shorten(beside)) if shutil.which(name) is None and beside.exists() else name
+
+
+def shorten(path: Path) -> Path:
+    """`path` from here, if it is below."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
