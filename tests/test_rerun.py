@@ -1,16 +1,17 @@
 """A trial trained again: the same bits, or where they differ and why."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 from optuna.trial import TrialState
+from rich.console import Console
 
 from somvq.audit import Audit, Checkout, Device
 from somvq.config import RunConfig
@@ -19,8 +20,12 @@ from somvq.definitions import Sweep
 from somvq.errors import RunError, StudyError
 from somvq.runs import Row, Run, RunRecord
 from somvq.settings import Settings
+from somvq.study.claim import claim_trial
 from somvq.study.record import OpenStudy, StudyRecord, create_or_resume
-from somvq.study.rerun import compare, describe, find_original, refuse_unfinished
+from somvq.study.rerun import compare, describe, find_original, refuse_unfinished, train_again
+from somvq.study.status import read_status
+from somvq.study.trial import Conductor
+from somvq.tracking import Tracker
 
 SOMVQ = [sys.executable, "-m", "somvq"]
 CPU = Device(name="a CPU", capability="AVX2", threads=2, settings={"OMP_NUM_THREADS": "2"})
@@ -30,12 +35,10 @@ ROWS: list[Row] = [
 ]
 
 
-def somvq(place: Path, *words: str, status: int = 0, **environment: str) -> str:
+def somvq(place: Path, *words: str, status: int = 0) -> str:
     """What a command prints; it must end with `status`."""
-    env = {**os.environ, **environment}
-    done = subprocess.run(
-        [*SOMVQ, *words], cwd=place, capture_output=True, text=True, timeout=240, env=env, check=False
-    )
+    command = [*SOMVQ, *words]
+    done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == status, done.stdout + done.stderr
     return done.stdout if "--json" in words else done.stdout + done.stderr
 
@@ -47,36 +50,54 @@ def tamper(run: Run, epoch: int, metric: str, value: float) -> None:
     run.ledger.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def test_a_trial_comes_out_the_same_and_one_whose_ledger_was_tampered_with_does_not(
-    tmp_path: Path, tiny_cohort: Cohort, tiny_scans: Path
-) -> None:
-    (tmp_path / "somvq.yaml").write_text(f"cohort: {tiny_scans}\nwandb: disabled\n")
-    told = somvq(tmp_path, "train", "ae", "--set", "epochs=2", OMP_NUM_THREADS="2")
-    study = told.partition("study    ")[2].partition(",")[0]
-    folder = tmp_path / "runs" / study
-    original, before = Run(folder / "0000"), somvq(tmp_path, "status", study, "--json")
-    assert original.record.audit is not None
-    assert original.record.audit.command == "python -m somvq train ae --set epochs=2"
-    assert [device.threads for device in original.record.devices] == [2]
-    assert original.record.study_seed == 0
-
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    done = subprocess.run(
-        [*SOMVQ, "rerun", study, "0"], cwd=tmp_path, capture_output=True, text=True, env=environment, check=False
+def begin(folder: Path, cohort: Cohort) -> OpenStudy:
+    """A study without trials, in `folder`/runs/test."""
+    metric = {"name": "val/ssim", "goal": "maximize"}
+    told = {"name": "test", "metric": metric, "parameters": {"model": {"value": "ae"}, "epochs": {"value": 2}}}
+    record = StudyRecord(
+        name="test",
+        uid="abcdef",
+        seed=3,
+        sweep=Sweep.model_validate(told),
+        folder=folder / "runs" / "test",
+        scans=cohort.folder,
+        cohort_settings=cohort.index.settings,
+        cohort=cohort.folder,
+        cohort_fingerprint=cohort.fingerprint,
+        cohort_summary="",
+        wandb_project="test",
     )
-    numbers = sum(len(row) - 2 for row in original.rows())
-    assert f"the same: 2 epochs, {numbers} numbers, bit for bit" in done.stdout, done.stdout + done.stderr
-    assert done.returncode == 0
-    second = Run(folder / "reruns" / "0000")
-    assert [device.threads for device in second.record.devices] == [2]  # as the original had, not as the machine has
-    assert not list(second.folder.glob("wandb*")) + list(second.folder.glob("tracking*"))
-    assert somvq(tmp_path, "status", study, "--json") == before
+    return create_or_resume(Settings(runs=folder / "runs"), record)[0]
+
+
+def test_a_trial_comes_out_the_same_and_one_whose_ledger_was_tampered_with_does_not(
+    tmp_path: Path, tiny_cohort: Cohort, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = begin(tmp_path, tiny_cohort)
+    opened.aim_for(1)
+    claim = claim_trial(opened)
+    assert claim is not None
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert Conductor(opened, claim, Tracker(), lambda: False).conduct() == "complete"
+    before = read_status(opened)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    original = find_original(Settings(runs=tmp_path / "runs"), "test", 0)
+    second, trained = train_again(original, Console(file=StringIO()), again=False)
+    found = compare(original, second)
+    assert (found.same, trained) == (True, True), describe(found)
+    assert (found.epochs, found.numbers) == (2, sum(len(row) - 2 for row in original.rows()))
+    assert second.folder == tmp_path / "runs" / "test" / "reruns" / "0000"
+    for run in (original, second):
+        assert [device.threads for device in Run(run.folder).record.devices] == [2]  # whatever the machine has
+        assert run.record.audit is not None
+        assert run.record.study_seed == 3
+    assert read_status(opened) == before
 
     tamper(original, 2, "val/ssim", original.rows()[1]["val/ssim"] + 1e-15)
-    found = json.loads(somvq(tmp_path, "rerun", study, "0", "--json", status=1))
-    assert (found["same"], found["trained"]) == (False, False)
-    assert (found["first"]["epoch"], found["first"]["metric"]) == (2, "val/ssim")
-    assert 0 < found["relative"] < 1e-12
+    told = json.loads(somvq(tmp_path, "rerun", "test", "0", "--json", status=1))
+    assert (told["same"], told["trained"]) == (False, False)
+    assert (told["first"]["epoch"], told["first"]["metric"]) == (2, "val/ssim")
+    assert 0 < told["relative"] < 1e-11
 
 
 @pytest.mark.slow
@@ -86,6 +107,9 @@ def test_an_interrupted_rerun_goes_on_and_is_trained_anew_when_asked(tmp_path: P
     settings = ("init=ae-som", "grid=4x4", "epochs=15", "ae_epochs=2")
     somvq(tmp_path, "train", "psom", *(word for setting in settings for word in ("--set", setting)))
     (folder,) = (tmp_path / "runs").iterdir()
+    audit = Run(folder / "0000").record.audit
+    assert audit is not None
+    assert audit.command.startswith("python -m somvq train psom --set init=ae-som ")
     process = subprocess.Popen(
         [*SOMVQ, "rerun", folder.name, "0"], cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -183,25 +207,7 @@ def test_a_rerun_that_ended_otherwise_says_how(tmp_path: Path) -> None:
 @pytest.fixture
 def opened(tmp_path: Path, tiny_cohort: Cohort) -> OpenStudy:
     """A study with a trial that failed, one that is done and whose folder is gone, and one under way."""
-    told = {
-        "name": "test",
-        "metric": {"name": "val/ssim", "goal": "maximize"},
-        "parameters": {"model": {"value": "ae"}},
-    }
-    record = StudyRecord(
-        name="test",
-        uid="abcdef",
-        seed=0,
-        sweep=Sweep.model_validate(told),
-        folder=tmp_path / "runs" / "test",
-        scans=tiny_cohort.folder,
-        cohort_settings=tiny_cohort.index.settings,
-        cohort=tiny_cohort.folder,
-        cohort_fingerprint=tiny_cohort.fingerprint,
-        cohort_summary="",
-        wandb_project="test",
-    )
-    begun, _ = create_or_resume(Settings(runs=tmp_path / "runs"), record)
+    begun = begin(tmp_path, tiny_cohort)
     begun.study.tell(begun.study.ask(), state=TrialState.FAIL)
     begun.study.tell(begun.study.ask(), 0.5)
     begun.study.ask()
