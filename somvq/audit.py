@@ -128,7 +128,8 @@ def read_checkout(folder: str) -> Checkout | None:
     untracked = [entry[3:] for entry in entries if entry.startswith("??")]
     dirty = len(entries) > len(untracked)
     plain = ("--full-index", "--no-color", "--no-ext-diff", "--no-textconv", "--no-renames", "--no-relative")
-    diff = ask_git(top, "diff", *plain, "HEAD") if dirty else None
+    prefixes = ("--src-prefix=a/", "--dst-prefix=b/")  # whatever the user's are, so that `git apply` reads it
+    diff = ask_git(top, "diff", *plain, *prefixes, "HEAD") if dirty else None
     return Checkout(
         folder=top,
         sha=sha,
