@@ -363,6 +363,41 @@ def evaluate(
 
 
 @app.command()
+def rerun(
+    study: Annotated[str, typer.Argument(help="The study's name.")],
+    trial: Annotated[int, typer.Argument(help="The number of a finished trial.", min=0)],
+    again: Annotated[bool, typer.Option("--again", help="Train anew what was trained again before.")] = False,
+    json_: JsonOption = False,
+    runs: RunsOption = None,
+    storage: StorageOption = None,
+) -> int:
+    """Train a trial again, with its settings, seed and auto-encoder, and say whether the same numbers come out.
+
+    The exit status is 0 if all are the same, bit for bit, and 1 if not. After an interruption the same command goes on.
+    """
+    from somvq.settings import read_settings
+    from somvq.study import foreground
+    from somvq.study import rerun as second
+    from somvq.study.status import silence_optuna
+
+    silence_optuna()
+    settings = read_settings(runs=runs, storage=storage)
+    console = plain_console()
+    notes = Console(stderr=True, highlight=False) if json_ else console  # stdout is for the script alone
+    original = second.find_original(settings, study, trial)
+    foreground.reopen_study(settings, study, notes)  # prepares a cohort that was cleaned away
+    run, trained = second.train_again(original, notes, again=again)
+    found = second.compare(original, run)
+    if json_:
+        told = {"study": study, "trial": trial, "run": str(run.folder), "trained": trained}
+        print(json.dumps(told | found.as_json(), indent=2))
+    else:
+        for line in second.describe(found):
+            console.print(escape(line), soft_wrap=True)
+    return int(not found.same)
+
+
+@app.command()
 def worker(
     study: Annotated[str, typer.Argument(help="The study's name.")],
     parent: Annotated[int | None, typer.Option(hidden=True)] = None,

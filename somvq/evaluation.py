@@ -150,8 +150,9 @@ def read_evaluations(run: Run) -> list[Evaluation]:
 def count_readings(run: Run) -> Readings:
     """How often the test split has been read so far."""
     own = run.folder.resolve()
-    study = own.parents[1] if own.parent.name == "stages" else own.parent
-    folders = [path.parent for pattern in ("*", "stages/*") for path in study.glob(f"{pattern}/evaluations.jsonl")]
+    study = own.parents[1] if own.parent.name in ("stages", "reruns") else own.parent
+    patterns = ("*", "stages/*", "reruns/*")
+    folders = [path.parent for pattern in patterns for path in study.glob(f"{pattern}/evaluations.jsonl")]
     counts = {folder: sum(one.split == "test" for one in read_evaluations(Run(folder))) for folder in folders}
     of_run = counts.pop(own, 0)
     return Readings(of_run, sum(count > 0 for count in counts.values()))

@@ -1,6 +1,6 @@
 """A run's folder: what it was told, what it measured, how far it is.
 
-    config.json     what decides the run, and the cohort and versions it was made with
+    config.json     what decides the run, the cohort and versions it was made with, and its audit (audit.py)
     metrics.jsonl   the ledger: one line an epoch, synced to disk; the truth about what was measured
     checkpoint.pt   the run whole, at its last epoch (checkpoints.py)
     figures/        NAME_EPOCH.png
@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from somvq.audit import Audit, Device
 from somvq.config import RunConfig
 from somvq.errors import RunError
 from somvq.files import append_line, write_json, write_whole
@@ -201,10 +202,13 @@ class RunRecord(BaseModel):
     wandb_project: str = "somvq"
     wandb_entity: str | None = None
     versions: dict[str, str] = {}
+    study_seed: int | None = None  # which, with the trial's number, decided config.seed
+    audit: Audit | None = None
+    devices: tuple[Device, ...] = ()  # one, unless the run was gone on with on another
 
     def identity(self) -> dict[str, Any]:
         """What makes a run itself: all but where its cohort is, and what it was begun with."""
-        return self.model_dump(exclude={"cohort", "versions"})
+        return self.model_dump(exclude={"cohort", "versions", "study_seed", "audit", "devices"})
 
 
 class Run:
@@ -234,7 +238,11 @@ class Run:
         if config.exists():
             if run.record.identity() != record.identity():
                 raise RunError(f"{folder} holds {run.record.name} of another study; move it away")
+            if run.record.cohort == record.cohort:
+                return run  # nothing to write: another worker's attempt may be noting its device
             record = run.record.model_copy(update={"cohort": record.cohort})
+        elif record.audit:
+            record.audit.keep_patches(folder)
         write_json(config, record.model_dump(mode="json"))
         return cls(folder)
 
@@ -248,6 +256,14 @@ class Run:
             return RunRecord.model_validate_json(path.read_text())
         except ValueError as error:
             raise RunError(f"{path} is damaged, or of another version of somvq") from error
+
+    def note_device(self, device: Device) -> None:
+        """Adds `device` to config.json, unless the run was on it last; for who holds the run."""
+        if self.record.devices[-1:] == (device,):
+            return
+        record = self.record.model_copy(update={"devices": (*self.record.devices, device)})
+        write_json(self.folder / "config.json", record.model_dump(mode="json"))
+        self.record = record
 
     def progress(self) -> Progress:
         """How far the run is."""

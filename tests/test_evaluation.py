@@ -162,7 +162,7 @@ def test_a_line_torn_by_a_crash_costs_that_line_alone(run: Run) -> None:
 
 
 def test_readings_of_the_test_split_are_counted_for_the_run_and_for_its_study(run: Run) -> None:
-    others = [copy(run, run.folder.parent / name) for name in ("0001", "0002", "stages/ae-1a2b")]
+    others = [copy(run, run.folder.parent / name) for name in ("reruns/0000", "reruns/0001", "stages/ae-1a2b")]
     assert count_readings(run) == Readings(0, 0)
     for one, split in ((run, "test"), (run, "test"), (run, "val"), (others[0], "test"), (others[1], "val")):
         evaluate(one, split)

@@ -11,9 +11,10 @@ from somvq.runs import METRICS, metrics_table
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "somvq"
-GROUND = {"errors", "files", "processes", "readings", "config", "definitions", "runs"}
+GROUND = {"errors", "audit", "files", "processes", "readings", "config", "definitions", "runs"}
 BELOW = {  # what each part may import of ours, beside the ground
     "errors": set(),
+    "audit": {"settings"},  # to mask passwords
     "files": set(),
     "processes": set(),
     "readings": set(),

@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
+from somvq.audit import read_device
 from somvq.errors import DataError, SomvqError
 from somvq.processes import die_with
 from somvq.runs import Run, State
@@ -57,6 +58,7 @@ def train(run: Run, should_stop: Callable[[], bool]) -> tuple[State, str]:
     from somvq.training import Diverged, Interrupted, fit  # torch takes seconds to load
 
     try:
+        run.note_device(read_device())
         fit(run, should_stop)
     except Interrupted as stop:
         return "interrupted", str(stop)

@@ -10,6 +10,7 @@ import optuna
 from optuna.study import Study
 from pydantic import ValidationError
 
+from somvq.audit import read_audit
 from somvq.config import CohortSettings, Frozen, RunConfig, derive_seed
 from somvq.definitions import Sweep
 from somvq.errors import StudyError
@@ -62,6 +63,8 @@ class StudyRecord(Frozen):
             wandb_project=self.wandb_project,
             wandb_entity=self.wandb_entity,
             versions={package: version(package) for package in ("somvq", "torch", "optuna", "wandb", "numpy")},
+            study_seed=self.seed,
+            audit=read_audit(),
         )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.live import Live
 
+from somvq.audit import COMMAND, typed_command
 from somvq.errors import RunError
 from somvq.executors.job import Executor, Job
 from somvq.storages import explain, is_away
@@ -87,7 +88,9 @@ class Supervisor:
         record = self.opened.record
         command = [sys.executable, "-m", "somvq", "worker", record.name, "--parent", str(os.getpid())]
         log = record.folder / "workers" / f"worker-{slot}.log"
-        self.jobs[slot] = self.executor.submit(command, log=log, environment=self.environment)
+        self.jobs[slot] = self.executor.submit(
+            command, log=log, environment={**self.environment, COMMAND: typed_command()}
+        )
 
     def replace_the_dead(self) -> None:
         """Starts a worker for each that was killed; lets go of those that ended by themselves."""
