@@ -335,6 +335,7 @@ def evaluate(
     """
     from somvq.settings import read_settings
     from somvq.study import foreground
+    from somvq.study.advice import shorten
     from somvq.study.choice import find_run
     from somvq.study.status import silence_optuna
 
@@ -346,7 +347,7 @@ def evaluate(
     console = notes = plain_console()
     if json_:
         notes = Console(stderr=True, highlight=False)  # stdout is for the script alone
-    taken = f"{foreground.shorten(found.folder)}{f', {why}' if why else ''}"
+    taken = f"{shorten(found.folder)}{f', {why}' if why else ''}"
     notes.print(f"run      {escape(taken)}", soft_wrap=True)
     before = evaluation.count_readings(found) if measured_on == "test" else None
     with foreground.progress_bar(notes) as on_scan:

@@ -18,11 +18,13 @@ from somvq.errors import RunError, StudyError
 from somvq.files import locked
 from somvq.runs import Row, Run, RunRecord
 from somvq.settings import Settings
-from somvq.study.foreground import progress_bar, shorten
+from somvq.study.advice import shorten
+from somvq.study.child import end, start_attempt
+from somvq.study.foreground import progress_bar
 from somvq.study.record import load_study
 from somvq.study.status import LABELS
-from somvq.study.trial import POLL_S, end, start_attempt
 
+POLL_S = 0.3
 QUIET_SHOW_S = 30.0  # between two lines, where there is no terminal
 
 
