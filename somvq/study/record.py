@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.pruners import NopPruner
 from optuna.study import Study
 from pydantic import ValidationError
 
@@ -17,8 +18,7 @@ from somvq.errors import StudyError
 from somvq.files import locked
 from somvq.runs import Run, RunRecord
 from somvq.settings import Settings
-from somvq.study.pruners import build_pruner
-from somvq.study.space import refuse_another_space
+from somvq.study.space import Changes, refuse_another_space
 from somvq.study.storage import open_storage, storage_url
 
 ATTRIBUTE, TARGET = "somvq", "somvq_trials"
@@ -120,13 +120,12 @@ def find_study(settings: Settings, name: str) -> OpenStudy | None:
     storage = open_storage(storage_url(settings.storage, folder))
     if name not in optuna.get_all_study_names(storage):
         return None
-    study = optuna.load_study(study_name=name, storage=storage)
+    study = optuna.load_study(study_name=name, storage=storage, pruner=NopPruner())
     if ATTRIBUTE not in study.user_attrs:
         return None  # its maker was killed before it said what it is: made again
     opened = OpenStudy(study)
     if settings.storage is None:  # the folder that holds study.db is the study's, also when it was moved
         opened.record = opened.record.model_copy(update={"folder": folder})
-    study.pruner = build_pruner(opened.record.sweep)
     return opened
 
 
@@ -165,12 +164,13 @@ def create_or_resume(settings: Settings, record: StudyRecord) -> tuple[OpenStudy
     return found, True
 
 
-def refuse_another_search(had: StudyRecord, sweep: Sweep, seed: int) -> None:
-    """Trials must come from one search: the same space, aim and method, decided by the same seed."""
-    refuse_another_space(had.name, had.sweep, sweep)
+def refuse_another_search(had: StudyRecord, sweep: Sweep, seed: int) -> Changes:
+    """Trials must come from one search: a space and an aim that let them be compared, decided by the same seed."""
+    changes = refuse_another_space(had.name, had.sweep, sweep)
     if had.seed != seed:
         advice = f"Give --seed {had.seed}, or give a new study a name: --study NAME"
         raise StudyError(f"study '{had.name}' was begun with seed {had.seed}, not {seed}. {advice}")
+    return changes
 
 
 def begin_study(settings: Settings, record: StudyRecord) -> OpenStudy:
@@ -180,9 +180,12 @@ def begin_study(settings: Settings, record: StudyRecord) -> OpenStudy:
         raise StudyError(f"{record.folder} holds runs of a study that its storage does not know; {advice}")
     storage = open_storage(storage_url(settings.storage, record.folder))
     study = optuna.create_study(
-        study_name=record.name, storage=storage, direction=record.sweep.metric.goal, load_if_exists=True
+        study_name=record.name,
+        storage=storage,
+        directions=[goal.goal for goal in record.sweep.goals],
+        pruner=NopPruner(),  # what lags is read from ledgers
+        load_if_exists=True,
     )
-    study.pruner = build_pruner(record.sweep)
     study.set_user_attr(ATTRIBUTE, record.model_dump(mode="json"))
     return OpenStudy(study)
 
