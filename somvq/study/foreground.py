@@ -24,6 +24,7 @@ from somvq.settings import PREFIX, Settings
 from somvq.sources import find_scans
 from somvq.sources.found import Found
 from somvq.study.advice import advise, shorten
+from somvq.study.fork import fork as copy_trials_of
 from somvq.study.record import (
     OpenStudy,
     StudyRecord,
@@ -44,10 +45,19 @@ DEMO_SUBJECTS, DEMO_VOXEL_MM = 24, 2.12
 
 
 def open_study(
-    settings: Settings, sweep: Sweep, name: str, seed: int, scans: CohortSettings, console: Console
+    settings: Settings,
+    sweep: Sweep,
+    name: str,
+    seed: int,
+    scans: CohortSettings,
+    console: Console,
+    *,
+    fork: str | None = None,
 ) -> OpenStudy:
-    """The study `name`, begun or found, on its prepared cohort."""
+    """The study `name`, begun or found, on its prepared cohort; or its fork, with its trials that fit `sweep`."""
     silence_optuna()
+    old = load_study(settings, name) if fork else None
+    name = fork or name
     folder = study_folder(settings, name)
     if found := find_study(settings, name):  # what is wrong with the request is said before anything is prepared
         refuse_another_search(found.record, sweep, seed)
@@ -75,6 +85,10 @@ def open_study(
     )
     opened, resumed = create_or_resume(settings, record)
     console.print(f"study    {name}, {'found' if resumed else 'begun'} in {shorten(folder)}", soft_wrap=True)
+    if opened.changed:
+        console.print(escape(f"changed  {'; '.join(opened.changed)}"), soft_wrap=True)
+    if old:
+        console.print(escape(f"fork     {copy_trials_of(old, opened).describe()}"), soft_wrap=True)
     return opened
 
 

@@ -12,7 +12,8 @@ from somvq.runs import FINISHED, Row, Run
 from somvq.settings import mask
 from somvq.study.claim import REASON, SAME_AS
 from somvq.study.lease import LEASE_S, is_alive, read_lease, silence
-from somvq.study.record import COPIED_FROM, OpenStudy
+from somvq.study.fork import COPIED_FROM
+from somvq.study.record import OpenStudy
 from somvq.study.stops import HOUR_S, asked_to_stop, span, union
 
 LABELS = {
@@ -73,6 +74,7 @@ class Status:
     limits: dict[str, float | None] = field(default_factory=dict)
     stopped: str = ""  # why no worker takes trials though some are left
     lease_s: float = LEASE_S
+    changes: list[dict[str, Any]] = field(default_factory=list)  # of what is searched: when, after how many trials
 
     @property
     def metric(self) -> str:
@@ -190,6 +192,7 @@ def read_status(opened: OpenStudy) -> Status:
         whole=record.sweep.combinations() == len(trials),
         constrained=bool(record.sweep.constraints),
         limits=opened.limits.model_dump(),
+        changes=opened.changes,
     )
     status.stopped = why_stopped(opened, status)
     return status
