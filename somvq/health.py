@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from somvq.config import RunConfig
 from somvq.runs import Row
 
-EXPLODED = 10.0  # times what a blank image scores: an untrained decoder scores 1, the scan's own negative 4
-RISEN = 100.0  # times the least loss of any epoch: terms at war with each other have risen twofold, and came back
+EXPLODED = 10.0  # times what a blank image scores: an untrained decoder scores 1, a scan's negative 4
+RISEN = 100.0  # times the least loss before: terms at war with each other (psom, gamma 10, beta 1) rose to 1.3 times
 EXPLODED_EPOCHS = 3  # in a row: one bad epoch is a spike, which Adam mends
-ONE_CODE = 1.05  # perplexity: 99 tokens of 100 have the same code; the paper's VQ-VAE with 3 codes is at 1.5 and more
+ONE_CODE = 1.05  # perplexity: 99 tokens of 100 have the same code; runs with 3 codes left are at 2.5 to 3
 ONE_CODE_EPOCHS = 10  # in a row: by then batch norm's statistics have settled, and codes that can move have moved
 
 

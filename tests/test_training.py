@@ -197,6 +197,7 @@ def test_a_loss_that_explodes_ends_the_run_within_ten_epochs(tmp_path: Path, tin
     assert len(run.rows()) == 3
 
 
+@pytest.mark.slow
 def test_a_codebook_of_which_one_code_is_left_ends_the_run(tmp_path: Path, tiny_cohort: Cohort) -> None:
     run = make_run(tmp_path / "run", tiny_cohort, learning_rate=1.0, epochs=40)
     why = r"codebook/perplexity was 1 in epoch \d+, below 1\.05 \(all tokens have one code, for 10 epochs\)"
@@ -205,6 +206,7 @@ def test_a_codebook_of_which_one_code_is_left_ends_the_run(tmp_path: Path, tiny_
     assert 10 <= len(run.rows()) < 30
 
 
+@pytest.mark.slow
 def test_a_fast_run_whose_batch_statistics_lag_is_no_diverged_one(tmp_path: Path, tiny_cohort: Cohort) -> None:
     run = make_run(tmp_path / "run", tiny_cohort, model="ae", learning_rate=0.1, epochs=12)
     fit(run)
@@ -253,7 +255,11 @@ def test_a_run_has_collapsed_after_ten_epochs_with_one_code_unless_it_is_a_publi
 # fewer scans at once
 
 
-@pytest.mark.parametrize("told", [{"model": "vae"}, {"model": "psom", "latent": "continuous"}], ids=["vae", "psom"])
+@pytest.mark.parametrize(
+    "told",
+    [{"model": "vae"}, pytest.param({"model": "psom", "latent": "continuous"}, marks=pytest.mark.slow)],
+    ids=["vae", "psom"],
+)
 def test_a_run_with_fewer_scans_at_once_is_the_same_run(
     told: dict[str, object], tmp_path: Path, tiny_cohort: Cohort, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -261,10 +267,12 @@ def test_a_run_with_fewer_scans_at_once_is_the_same_run(
     monkeypatch.setattr("somvq.config.STEPS_AN_EPOCH", 1)  # so that six scans are batches of four and two
     rows = []
     for scans in (None, 1, 3):
-        run = make_run(tmp_path / str(scans), tiny_cohort, reading="published", batch_size=4, epochs=2, **told)
+        run = make_run(tmp_path / str(scans), tiny_cohort, reading="published", batch_size=4, epochs=9, **told)
         if scans:
             run.set_micro_batch(scans)
-        fit(run)
+        steps = iter(range(4))  # two epochs
+        with pytest.raises(Interrupted):
+            fit(run, lambda steps=steps: next(steps, None) is None)
         rows.append(without_times(run))
     whole, *others = rows
     for other in others:
@@ -278,14 +286,14 @@ def test_a_run_in_passes_equals_itself_bit_for_bit_when_resumed(
     tmp_path: Path, tiny_cohort: Cohort, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("somvq.config.STEPS_AN_EPOCH", 1)
-    whole, broken = (make_run(tmp_path / name, tiny_cohort, batch_size=4, epochs=3) for name in ("whole", "broken"))
-    for run in (whole, broken):
+    whole, broken = (make_run(tmp_path / name, tiny_cohort, model="ae", batch_size=4) for name in ("whole", "broken"))
+    for run, stops in ((whole, [4]), (broken, [3, 2])):  # steps, of which an epoch has two
         run.set_micro_batch(3)
-    fit(whole)
-    left = iter(range(3))
-    with pytest.raises(Interrupted):
-        fit(broken, lambda: next(left, None) is None)
-    fit(broken)
+        for steps in stops:
+            left = iter(range(steps))
+            with pytest.raises(Interrupted):
+                fit(run, lambda left=left: next(left, None) is None)
+    assert len(whole.rows()) == 2
     assert without_times(broken) == without_times(whole)
     assert states_are_equal(broken, whole)
 
@@ -380,7 +388,7 @@ def test_an_attempt_whose_memory_runs_out_says_so(tmp_path: Path, tiny_cohort: C
 
 
 def test_an_attempt_that_slurm_warns_stops_and_can_go_on(tmp_path: Path, tiny_cohort: Cohort) -> None:
-    run = make_run(tmp_path / "run", tiny_cohort, epochs=1000)
+    run = make_run(tmp_path / "run", tiny_cohort, model="ae", epochs=1000)
     process = subprocess.Popen([sys.executable, "-m", "somvq.study.attempt", str(run.folder), str(os.getpid())])
     while not run.rows():
         time.sleep(0.01)
