@@ -18,8 +18,9 @@ from somvq.config import Split, derive_seed
 from somvq.data.survey import OnScan
 from somvq.errors import DataError, RunError
 from somvq.files import locked, write_whole
+from somvq.health import Diverged
 from somvq.runs import FINISHED, LOSSES, METRICS, Row, Run, describe, whole_lines
-from somvq.training import Diverged, Training
+from somvq.training import Training
 from somvq.validation import mean_image_baseline
 
 SECTIONS = ("", "codebook", "map", "locality", "loss")  # of the table, by what stands before a metric's /

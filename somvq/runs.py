@@ -4,7 +4,7 @@
     metrics.jsonl   the ledger: one line an epoch, synced to disk; the truth about what was measured
     checkpoint.pt   the run whole, at its last epoch (checkpoints.py)
     figures/        NAME_EPOCH.png
-    state.json      running, complete, failed, diverged, pruned or interrupted, and why
+    state.json      running, complete, failed, diverged, collapsed, pruned or interrupted, and why
     evaluations.jsonl   each later measurement of a split, the test split's above all (evaluation.py)
     attempts.jsonl  each try at it: when, where, how it ended, the GPUs that it had
     lease.json      which worker holds the run (study/lease.py)
@@ -16,9 +16,9 @@ import json
 import time
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from somvq.audit import Audit, Device
 from somvq.config import RunConfig
@@ -154,8 +154,8 @@ def why_not_measured(metric: str, config: RunConfig) -> str:
     return ""
 
 
-State = Literal["waiting", "running", "complete", "failed", "diverged", "pruned", "interrupted"]
-FINISHED: frozenset[State] = frozenset({"complete", "failed", "diverged", "pruned"})
+State = Literal["waiting", "running", "complete", "failed", "diverged", "collapsed", "pruned", "interrupted"]
+FINISHED: frozenset[State] = frozenset({"complete", "failed", "diverged", "collapsed", "pruned"})
 
 
 class Progress(BaseModel):
@@ -166,6 +166,7 @@ class Progress(BaseModel):
     reason: str = ""
     attempts: int = 0
     updated: float = 0.0
+    micro_batch: Annotated[int, Field(ge=1)] | None = None  # scans in memory at once; none: the whole batch
 
 
 Outcome = Literal[
@@ -277,9 +278,13 @@ class Run:
 
     def set_state(self, state: State, reason: str = "", *, new_attempt: bool = False) -> None:
         """Writes state.json."""
-        attempts = self.progress().attempts + new_attempt
-        progress = Progress(state=state, reason=reason, attempts=attempts, updated=time.time())
-        write_json(self.folder / "state.json", progress.model_dump())
+        before = self.progress()
+        now = {"state": state, "reason": reason, "attempts": before.attempts + new_attempt, "updated": time.time()}
+        write_json(self.folder / "state.json", before.model_copy(update=now).model_dump())
+
+    def set_micro_batch(self, scans: int) -> None:
+        """Writes how many scans an attempt may have in memory at once, for this and all later ones."""
+        write_json(self.folder / "state.json", self.progress().model_copy(update={"micro_batch": scans}).model_dump())
 
     def rows(self) -> list[Row]:
         """The ledger's lines, oldest first; a last line torn by a crash is left out."""

@@ -15,21 +15,18 @@ from somvq.config import Split, batch_size, derive_seed
 from somvq.data.cohort import Cohort
 from somvq.errors import RunError
 from somvq.figures import codebook, curves, latent, reconstruction
+from somvq.health import check, finite
 from somvq.initialisers import initialise
 from somvq.initialisers.start import Kind, Start, Tokens
-from somvq.models import Model, build_model
+from somvq.models import Model, body_of, build_model
 from somvq.models.discrete import DiscreteAE, flatten
 from somvq.runs import Row, Run
-from somvq.validation import Validation, mean_image_baseline, objective, survey, validate
+from somvq.validation import Validation, blank_error, mean_image_baseline, objective, survey, validate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FIGURE_EPOCHS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # and the last; a slider's worth, not a disk's
-
-
-class Diverged(Exception):
-    """The loss is no longer a number: the settings are at fault, not the machine."""
 
 
 class Interrupted(Exception):
@@ -70,15 +67,18 @@ def fit(run: Run, should_stop: Callable[[], bool] = lambda: False) -> None:
     is seeded by the run's seed and the epoch's number.
 
     Raises:
-        Diverged: a loss is not finite.
+        Diverged, Collapsed: it has come to nothing (health.py); what it had before is kept.
         Interrupted: `should_stop` said so; the epoch in progress is lost, nothing else.
     """
     training = Training(run)
     mean_image_baseline(training.cohort)
-    for epoch in range(training.restore() + 1, training.config.epochs + 1):
+    trained, blank = training.restore(), blank_error(training.cohort)
+    if trained:  # killed before it could say so, perhaps
+        check(run.rows(), training.config, blank)
+    for epoch in range(trained + 1, training.config.epochs + 1):
         began = time.monotonic()
         row = training.train(epoch, should_stop)
-        validation = training.validate("val")
+        validation = training.validate("val", epoch)
         row = {"epoch": epoch, **row, **validation.row}
         if epoch == training.config.epochs:
             row |= training.survey("val", validation)
@@ -86,10 +86,14 @@ def fit(run: Run, should_stop: Callable[[], bool] = lambda: False) -> None:
         training.save(epoch, row)  # the checkpoint first: a kill after it repeats no epoch
         training.draw(epoch, row, validation)
         run.append(row)  # last: whoever follows the ledger finds the epoch's figures there
+        check(run.rows(), training.config, blank)
 
 
 class Training:
-    """A run in memory: model, optimiser, cohort."""
+    """A run in memory: model, optimiser, cohort.
+
+    Where the run's micro_batch says so, the convolutions of a batch run in passes of fewer scans (models/passes.py).
+    """
 
     def __init__(self, run: Run):
         self.run, self.config = run, run.record.config
@@ -102,6 +106,8 @@ class Training:
         self.batch = batch_size(self.config.batch_size, len(cohort.rows["train"]))
         torch.manual_seed(self.config.seed)
         self.model: Model = build_model(self.config).to(self.device)
+        self.at_once = min(run.progress().micro_batch or self.batch, self.batch)
+        body_of(self.model).scans_at_once = self.at_once if self.at_once < self.batch else None
         self.optimiser = torch.optim.Adam(self.model.parameters(), self.config.learning_rate)
 
     def restore(self) -> int:
@@ -147,7 +153,7 @@ class Training:
         """Tokens of the training set, or of its first `scans`, in eval mode, and how much of each is brain."""
         encoder.to(self.device).eval()
         rows = self.cohort.rows["train"][:scans]
-        values = torch.cat([flatten(encoder(part)).float() for part in self.scans.batches(rows, self.batch)])
+        values = torch.cat([flatten(encoder(part)).float() for part in self.scans.batches(rows, self.at_once)])
         return Tokens(values, torch.from_numpy(self.cohort.share_of_brain(rows)).flatten().to(self.device))
 
     def train_batches(self) -> Iterator[Tensor]:
@@ -174,7 +180,7 @@ class Training:
                 raise Interrupted(f"stopped in epoch {epoch}")
             terms.append(self.step([rows[place] for place in places], places.to(self.device)))
         means = {name: float(torch.stack([term[name] for term in terms]).mean()) for name in terms[0]}
-        return finite({f"train/{name}": value for name, value in means.items()})
+        return finite({f"train/{name}": value for name, value in means.items()}, epoch)
 
     def set_rate(self, epoch: int) -> None:
         """The learning rate of `epoch`, by the schedule: decided by its number, so that a resumed run has it too."""
@@ -192,10 +198,10 @@ class Training:
         self.optimiser.step()
         return {name: term.detach() for name, term in {"loss": loss, **losses}.items()}
 
-    def validate(self, split: Split) -> Validation:
+    def validate(self, split: Split, epoch: int | None = None) -> Validation:
         """Every metric over the whole of `split`, in eval mode; training asks for "val" alone."""
         validation = validate(self.model, self.scans.batches(self.cohort.rows[split], self.batch), self.autocast)
-        return validation._replace(row=finite(validation.row))
+        return validation._replace(row=finite(validation.row, epoch))
 
     def survey(self, split: Split, validation: Validation) -> Row:
         """What is measured once, of the trained model; `validation` is of the same `split`."""
@@ -239,18 +245,6 @@ def share_of_rate(epoch: int, epochs: int, schedule: str) -> float:
     if epoch <= rising:
         return epoch / (rising + 1)
     return (1 + math.cos(math.pi * (epoch - 1 - rising) / (epochs - rising))) / 2
-
-
-def finite(row: Row) -> Row:
-    """`row`, if it is all numbers.
-
-    Raises:
-        Diverged: it is not.
-    """
-    for name, value in row.items():
-        if not np.isfinite(value):
-            raise Diverged(f"{name} became {value}")
-    return row
 
 
 def figures_due(epoch: int, last: int) -> bool:

@@ -17,8 +17,7 @@ from somvq.config import Split
 from somvq.data.cohort import Cohort
 from somvq.data.preprocess import Box
 from somvq.files import locked, write_json
-from somvq.models import Model
-from somvq.models.ae import AE
+from somvq.models import Model, body_of
 from somvq.models.discrete import DiscreteAE, flatten
 from somvq.runs import Row
 
@@ -145,7 +144,7 @@ def survey(
         for suffix, image in (("", output.reconstruction), ("_q", output.reconstruction_q)):
             found = {} if image is None else ssim_row(scan, image.float(), brain.to(scan.device), box)
             part |= {f"{name}{suffix}": value for name, value in found.items()}
-        body = model if isinstance(model, AE) else model.body
+        body = body_of(model)
         if body.decoder.skip:
             with autocast():
                 encoded = body.encode(scan)
@@ -235,6 +234,14 @@ def meaning_row(nodes: Tensor, brain: Tensor, cohort: Cohort, rows: Sequence[int
 def beside_chance(name: str, null: metrics.Null) -> list[tuple[str, float]]:
     """A metric, its mean under permutation, and the share of permutations as good."""
     return [(name, null.value), (f"{name}_null", null.mean), (f"{name}_p", null.p)]
+
+
+def blank_error(cohort: Cohort) -> float:
+    """What an image of zeros scores on the validation set, squared error per voxel: 1 where whole volumes are z-scored.
+
+    It is above 1 where z-scores are the brain's (`normalise: brain`), whose background is far from 0.
+    """
+    return float(np.mean([np.square(cohort.read([row]), dtype=np.float64).mean() for row in cohort.rows["val"]]))
 
 
 def mean_image_baseline(cohort: Cohort, split: Split = "val") -> Row:

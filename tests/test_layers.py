@@ -22,6 +22,7 @@ BELOW = {  # what each part may import of ours, beside the ground
     "runs": set(),
     "definitions": set(),
     "settings": set(),
+    "health": set(),
     "options": set(),
     "executors": set(),
     "figures": set(),
@@ -34,10 +35,10 @@ BELOW = {  # what each part may import of ours, beside the ground
     "initialisers": {"codebooks", "models", "data"},
     "tracking": set(),
     "validation": {"models", "codebooks", "data", "metrics"},
-    "training": {"models", "initialisers", "data", "checkpoints", "figures", "validation"},
-    "evaluation": {"training", "validation", "data"},
+    "training": {"models", "initialisers", "data", "checkpoints", "figures", "validation", "health"},
+    "evaluation": {"training", "validation", "data", "health"},
     "published": {"models", "codebooks", "initialisers", "data"},
-    "study": {"training", "tracking", "executors", "settings", "data", "sources"},
+    "study": {"training", "health", "tracking", "executors", "settings", "data", "sources"},
 }
 
 

@@ -17,7 +17,7 @@ from somvq.codebooks.som import SOM
 from somvq.config import RunConfig
 from somvq.initialisers import initialise
 from somvq.initialisers.start import Start, Tokens
-from somvq.models import MODELS, Model, build_model
+from somvq.models import MODELS, Model, body_of, build_model
 from somvq.models.ae import AE
 from somvq.models.convolutions import Decoder, Encoder
 from somvq.models.discrete import DiscreteAE, flatten, lay_out
@@ -406,6 +406,145 @@ def test_each_term_moves_what_it_should_and_nothing_else(kind):
                 said = config.model_dump(include={"reading", "skip", "latent", "update", "estimator", "assignment"})
                 wrong[f"{term} {said}"] = sorted(moved(model))
     assert wrong == {}
+
+
+# a batch in passes
+
+FROZEN, LIVE = False, True  # batch norm's statistics
+
+
+def step_in_passes(config: RunConfig, at_once: int | None, norms: bool) -> tuple[dict, dict, dict]:
+    """The terms of a step over 4 scans, its gradients, and the buffers that it leaves."""
+    scans = some_scans(4, (32, 16, 16))
+    model = started(config, scans)
+    body_of(model).scans_at_once = at_once
+    model.train().start_epoch([scans])
+    for part in model.modules():
+        if isinstance(part, nn.BatchNorm3d):
+            part.train(norms)
+    torch.manual_seed(5)
+    losses = model(scans, torch.arange(4)).losses
+    loss = objective(model, losses)
+    loss.backward()
+    losses = {"loss": loss, **losses}
+    return (
+        {name: term.detach() for name, term in losses.items()},
+        {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None},
+        {name: value.clone() for name, value in model.named_buffers()},
+    )
+
+
+def differences(whole: tuple[dict, ...], other: tuple[dict, ...]) -> list[str]:
+    """What differs by more than float32's sums in another order: 1e-5 of a term, 1e-4 of a tensor's largest value."""
+    wrong = []
+    for one, two, share in zip(whole, other, (1e-5, 1e-4, 1e-4), strict=True):
+        assert one.keys() == two.keys()
+        wrong += [k for k in one if (one[k] - two[k]).abs().max() > share * one[k].abs().max().clamp_min(1e-6)]
+    return wrong
+
+
+PASSES = [  # each codebook in both readings, and each way in which a term or a target is one of the whole batch
+    "model=ae skip=concatenate",
+    "model=vae",
+    "model=vae reading=published skip=concatenate",
+    "model=vqvae",
+    "model=vqvae reading=published latent=continuous",
+    "model=vqvae update=gradient gamma_q=0.5",
+    "model=som topology=rectangular",
+    "model=som reading=published topology=rectangular",
+    "model=som update=ema neighbours=gaussian topology=rectangular",
+    "model=som update=ema reading=published",
+    "model=psom reading=published",
+    "model=psom reading=published latent=continuous",
+    "model=psom gamma_q=0.2 beta_som=0.1 topology=rectangular",
+    "model=psom gamma_q=0.2 assignment=soft skip=concatenate",
+]
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+@pytest.mark.parametrize("told", PASSES)
+def test_a_step_in_passes_is_the_step_over_the_whole_batch(told, at_once):
+    settings = dict(pair.split("=") for pair in told.split())
+    chosen = config(settings.pop("model"), **settings)
+    assert differences(step_in_passes(chosen, None, FROZEN), step_in_passes(chosen, at_once, FROZEN)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ACCEPTED, ids="-".join)
+def test_every_run_that_is_accepted_takes_the_same_step_in_passes(case):
+    model, reading, init = case
+    wrong = {}
+    for settings in ACCEPTED[case]:
+        chosen = RunConfig.model_validate({"model": model, "reading": reading, "init": init, **settings})
+        whole = step_in_passes(chosen, None, FROZEN)
+        for at_once in (1, 2, 3):
+            found = differences(whole, step_in_passes(chosen, at_once, FROZEN))
+            if found:
+                wrong[f"{at_once} {' '.join(str(value) for value in settings.values() if value)}"] = found
+    assert wrong == {}
+
+
+@pytest.mark.parametrize("reading", READINGS)
+@pytest.mark.parametrize("told", [("ae", {}), ("vae", {}), ("psom", {"latent": "continuous"})])
+def test_batch_norm_alone_sees_that_a_step_is_in_passes(told, reading):
+    chosen = config(told[0], reading=reading, **told[1])
+    has_norm = any(isinstance(part, nn.BatchNorm3d) for part in build_model(chosen).modules())
+    assert has_norm == (reading == "corrected" or told[0] == "ae")
+    found = differences(step_in_passes(chosen, None, LIVE), step_in_passes(chosen, 2, LIVE))
+    assert bool(found) == has_norm
+
+
+def test_a_pass_that_is_made_again_counts_once_in_batch_norm():
+    scans = some_scans(2)
+    apart, together = AE().train(), AE().train()
+    together.load_state_dict(apart.state_dict())
+    for scan in scans.split(1):
+        apart(scan)
+    together.scans_at_once = 1
+    together(scans).losses["reconstruction"].backward()
+    expected = dict(apart.named_buffers())
+    assert all(torch.equal(value, expected[name]) for name, value in together.named_buffers())
+    assert together.encoder[1].num_batches_tracked == 2
+    assert together.encoder[1].momentum == 0.1
+
+
+def held_for_backward(model: Model, scans: Tensor) -> int:
+    """Bytes that a forward pass keeps, its scans apart."""
+    kept: dict[int, int] = {}
+
+    def keep(value: Tensor) -> Tensor:
+        kept[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+        model(scans, torch.arange(len(scans)))
+    kept.pop(scans.untyped_storage().data_ptr(), None)
+    return sum(kept.values())
+
+
+def test_a_forward_pass_in_passes_holds_next_to_nothing_for_the_backward_pass(name):
+    model, scans = model_of(name), some_scans(4)
+    model.start_epoch([scans])
+    whole = held_for_backward(model, scans)
+    body_of(model).scans_at_once = 1
+    assert held_for_backward(model, scans) < whole / 20
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_evaluation_in_passes_gives_the_same_images_and_terms(name, reading):
+    model, scans = model_of(name, reading=reading), some_scans(3)
+    model.start_epoch([scans])
+    model.eval()
+    outputs = []
+    for at_once in (None, 2):
+        body_of(model).scans_at_once = at_once
+        torch.manual_seed(5)
+        with torch.no_grad():
+            outputs.append(model(scans))
+    whole, parts = outputs
+    torch.testing.assert_close(parts.reconstruction, whole.reconstruction, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(parts.reconstruction_q, whole.reconstruction_q, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(parts.losses, whole.losses, rtol=1e-5, atol=1e-7)
 
 
 def test_a_model_gives_back_scans_of_the_shape_it_took(name):

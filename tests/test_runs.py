@@ -78,6 +78,16 @@ def test_attempts_are_counted_and_the_reason_is_kept(run: Run) -> None:
     assert (run.progress().attempts, run.progress().state, run.progress().reason) == (2, "failed", "no memory")
 
 
+def test_how_many_scans_fit_is_kept_across_attempts(run: Run) -> None:
+    assert run.progress().micro_batch is None
+    run.set_state("running", new_attempt=True)
+    run.set_micro_batch(8)
+    run.set_state("interrupted", "out of memory")
+    run.set_state("running", new_attempt=True)
+    progress = run.progress()
+    assert (progress.micro_batch, progress.state, progress.reason, progress.attempts) == (8, "running", "", 2)
+
+
 def test_a_folder_without_a_config_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"is not a run: it has no config\.json"):
         _ = Run(tmp_path).record

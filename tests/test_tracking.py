@@ -261,7 +261,7 @@ def test_a_second_attempt_repeats_no_epoch_and_leaves_none_out(home: Path) -> No
 
 
 def test_one_worker_says_of_each_run_how_it_ended(tmp_path: Path, home: Path) -> None:
-    endings = {"failed": 1, "pruned": 0, "diverged": 0, "interrupted": 143}
+    endings = {"failed": 1, "pruned": 0, "diverged": 0, "collapsed": 0, "interrupted": 143}
     runs = {state: make_run(tmp_path / state, epochs=1) for state in endings}
     with worker(home) as tracking:
         for state, run in runs.items():
@@ -270,7 +270,7 @@ def test_one_worker_says_of_each_run_how_it_ended(tmp_path: Path, home: Path) ->
     for state, run in runs.items():
         (page,) = pages(run)
         assert (list(page.rows), page.exit_code, page.summary["trial/state"]) == ([1], endings[state], state)
-        assert list(page.run.tags) == ([state] if state in ("pruned", "diverged") else [])
+        assert list(page.run.tags) == ([state] if state in ("pruned", "diverged", "collapsed") else [])
 
 
 def test_an_online_page_has_every_epoch_and_nothing_private(home: Path, server: FakeWandb) -> None:

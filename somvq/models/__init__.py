@@ -79,6 +79,11 @@ def discrete(config: RunConfig, codebook: VQ | SOM | PSOM) -> DiscreteAE:
     return DiscreteAE(build_body(config), codebook, gamma_q=config.gamma_q or 0.0, estimate=estimate)
 
 
+def body_of(model: Model) -> AE:
+    """The auto-encoder that `model` is, or that its codebook is in."""
+    return model if isinstance(model, AE) else model.body
+
+
 def given(config: RunConfig, name: str) -> Any:
     """A setting that this model makes use of: RunConfig has filled it."""
     value = getattr(config, name)

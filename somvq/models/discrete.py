@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from somvq.codebooks.codebook import Codebook
 from somvq.codebooks.estimators import Estimate
-from somvq.models.ae import AE, reconstruction_error
+from somvq.models.ae import AE
 from somvq.models.convolutions import CHANNELS
 from somvq.models.output import Output
 
@@ -49,15 +49,14 @@ class DiscreteAE(nn.Module):
         losses = {**losses, **picked.losses}
         image = image_q = None
         if self.gamma_q < 1 or not self.training:
-            image = self.body.decode(z, features)
+            image, losses["reconstruction"] = self.body.reconstruct(z, features, scans)
         if self.gamma_q or not self.training:
-            image_q = self.body.decode(lay_out(self.estimate(tokens, picked.codes), places), features)
-        if image is not None and self.gamma_q < 1:
-            losses["reconstruction"] = reconstruction_error(image, scans)
-        if image_q is not None and self.gamma_q:
-            losses["reconstruction_q"] = reconstruction_error(image_q, scans)
+            codes = lay_out(self.estimate(tokens, picked.codes), places)
+            image_q, losses["reconstruction_q"] = self.body.reconstruct(codes, features, scans)
         if picked.soft and not self.training:  # x'_q is of the nearest codes, whatever was trained
-            image_q = self.body.decode(lay_out(self.codebook.codes[picked.nodes], places), features)
+            nearest = lay_out(self.codebook.codes[picked.nodes], places)
+            image_q, _ = self.body.reconstruct(nearest, features, scans)
+        losses = {name: term for name, term in losses.items() if name in self.weights}
         return Output(z, losses, image, image_q, picked.nodes.view(places))
 
 

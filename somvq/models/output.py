@@ -17,7 +17,7 @@ class Output(NamedTuple):
     """One forward pass over B scans.
 
     `losses` are the terms of the objective, each a mean as its docstring says, before the model's weights. A
-    reconstruction that no term needs is left out in training, never in evaluation.
+    reconstruction that no term needs is left out in training, and every one in passes; none in evaluation.
     """
 
     z: Tensor  # (B, C, x, y, z), x = X / 16

@@ -8,6 +8,7 @@ from torch import Tensor
 from somvq.models.ae import AE
 from somvq.models.convolutions import Encoder
 from somvq.models.output import Encoded
+from somvq.models.passes import in_passes
 from somvq.readings import Choice, Difference, Reading
 
 
@@ -67,7 +68,8 @@ class VAE(AE):
     def encode(self, scans: Tensor) -> Encoded:
         """Sampled tokens, or their means in evaluation; float32, as the exponential needs."""
         mean, features, losses = super().encode(scans)
-        mean, log_variance = mean.float(), self.log_variance(scans).float()
+        [log_variance] = in_passes(self, lambda part: [self.log_variance(part)], [scans], self.scans_at_once)
+        mean, log_variance = mean.float(), log_variance.float()
         z = mean
         if self.training or SAMPLES_IN_EVALUATION.of(self.reading):
             z = mean + torch.randn_like(mean) * (log_variance / 2).exp()

@@ -1,27 +1,46 @@
 """One try at a run, in a process of its own: python -m somvq.study.attempt FOLDER PARENT.
 
 A crash, a segmentation fault or the kernel's out-of-memory killer takes this process and no other. It says how it ended
-in state.json; its parent, the worker, tells Optuna and W&B.
+in state.json, and by its exit status what is to be done about it; its parent, the worker, tells Optuna and W&B.
 """
 
+import errno
 import fcntl
 import os
+import re
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from types import FrameType
+from typing import NamedTuple
 
 from somvq.audit import read_device
 from somvq.errors import DataError, SomvqError
 from somvq.processes import die_with
 from somvq.runs import Run, State
 
-EXIT: dict[State, int] = {"complete": 0, "diverged": 0, "failed": 1, "interrupted": 143}
+ENDED = 0  # by itself: complete, diverged or collapsed
+FAILED = 1  # a bug, or settings that cannot be trained
+STOPPED = 128 + signal.SIGTERM  # as told; it goes on from its checkpoint
+INFRASTRUCTURE = os.EX_TEMPFAIL  # the disk, the cohort or the device: another try may do better
+OUT_OF_MEMORY = os.EX_OSERR  # so may one with fewer scans at once (Run.set_micro_batch)
+
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # SIGUSR1: Slurm's warning that time is nearly up
 TAKEOVER_S = 30.0  # how long a dying predecessor may keep the run
+NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|_STATUS_ALLOC_FAILED", re.IGNORECASE)
+DEVICE = re.compile(r"CUDA|cuDNN|cuBLAS|NCCL|HIP error", re.IGNORECASE)
+OWN_FAULT = re.compile("device-side assert")  # what the device says of a bug of ours
+
+
+class Ending(NamedTuple):
+    """How an attempt ended: its exit status, and what state.json is to say."""
+
+    status: int
+    state: State
+    reason: str = ""
 
 
 def main(folder: Path, parent: int) -> int:
@@ -32,46 +51,102 @@ def main(folder: Path, parent: int) -> int:
     def stop(number: int, frame: FrameType | None) -> None:
         stopping.append(number)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in STOPS:
         signal.signal(number, stop)
     run = Run(folder)
     with (folder / ".attempt.lock").open("a") as lock:
         take(lock.fileno())
-        run.set_state("running", new_attempt=True)
         try:
-            state, why = train(run, lambda: bool(stopping) or os.getppid() != parent)
-            run.set_state(state, why)
-        except (OSError, DataError) as error:  # the disk or the cohort, not the settings: nothing of the run is lost
+            run.set_state("running", new_attempt=True)
+            ending = train(run, lambda: bool(stopping) or os.getppid() != parent)
+            run.set_state(ending.state, ending.reason)
+        except OSError as error:  # a full disk: there is nowhere to say so
             print(error)
-            with suppress(OSError):
-                run.set_state("interrupted", str(error))
-            return os.EX_TEMPFAIL
-    return EXIT[state]
+            return INFRASTRUCTURE
+    return ending.status
 
 
-def train(run: Run, should_stop: Callable[[], bool]) -> tuple[State, str]:
-    """How the training ended, and why.
-
-    Raises:
-        OSError, DataError: a file could not be read or written.
-    """
-    from somvq.training import Diverged, Interrupted, fit  # torch takes seconds to load
+def train(run: Run, should_stop: Callable[[], bool]) -> Ending:
+    """How the training ended, and why."""
+    from somvq.health import Collapsed, Diverged
+    from somvq.training import Interrupted, fit  # torch takes seconds to load
 
     try:
         run.note_device(read_device())
         fit(run, should_stop)
     except Interrupted as stop:
-        return "interrupted", str(stop)
+        return Ending(STOPPED, "interrupted", str(stop))
     except Diverged as divergence:
-        return "diverged", str(divergence)
-    except (OSError, DataError):
-        raise
-    except SomvqError as error:
-        return "failed", str(error)
+        return Ending(ENDED, "diverged", str(divergence))
+    except Collapsed as collapse:
+        return Ending(ENDED, "collapsed", str(collapse))
     except Exception as error:
-        traceback.print_exc()  # goes to the run's attempts.log
-        return "failed", f"{type(error).__name__}: {error}".splitlines()[0][:300]
-    return "complete", ""
+        return classify(error)
+    return Ending(ENDED, "complete")
+
+
+def classify(error: Exception) -> Ending:
+    """What an error in training says: of memory or the machine, after which nothing of the run is lost, or of us."""
+    if lacks_memory(error):
+        ending = Ending(OUT_OF_MEMORY, "interrupted", describe_shortage(error))
+    elif isinstance(error, OSError | DataError):  # the disk or the cohort, not the settings
+        ending = Ending(INFRASTRUCTURE, "interrupted", str(error))
+    elif is_of_device(error):
+        ending = Ending(INFRASTRUCTURE, "interrupted", in_one_line(error))
+    elif isinstance(error, SomvqError):
+        return Ending(FAILED, "failed", str(error))
+    else:
+        traceback.print_exception(error)  # goes to the run's attempts.log
+        return Ending(FAILED, "failed", in_one_line(error))
+    print(ending.reason)
+    return ending
+
+
+def lacks_memory(error: Exception) -> bool:
+    """Whether Python, torch's allocator, a library of the device or the system had no memory left."""
+    import torch
+
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and bool(NO_MEMORY.search(str(error)))
+
+
+def is_of_device(error: Exception) -> bool:
+    """Whether the device or its libraries failed: they have no errors of their own kind, only words."""
+    if not isinstance(error, RuntimeError) or OWN_FAULT.search(str(error)):
+        return False
+    return type(error).__name__ == "AcceleratorError" or bool(DEVICE.search(str(error)))
+
+
+def describe_shortage(error: Exception) -> str:
+    """How much was asked and what there is, as far as the error or the system says."""
+    said = str(error)
+    asked = re.search(r"allocate ([\d.]+) ?(\w+)", said)
+    wanted = f"asked for {in_gib(*asked.groups())}" if asked else in_one_line(error)
+    of_device = re.search(r"total capacity of ([\d.]+ \w+).*?of which ([\d.]+ \w+) is free", said, re.DOTALL)
+    if of_device:
+        return f"out of memory: {wanted}; the device has {of_device[1]}, {of_device[2]} of it free"
+    if isinstance(error, MemoryError | OSError) or "CPU" in said:
+        return f"out of memory: {wanted}; {available_gib():.1f} GiB are available"
+    return f"out of memory: {wanted}"
+
+
+def in_gib(number: str, unit: str) -> str:
+    """An amount of memory as its error has it, bytes as GiB."""
+    return f"{int(number) / 2**30:.1f} GiB" if unit == "bytes" else f"{number} {unit}"
+
+
+def available_gib() -> float:
+    """Memory that the system could give to a process now."""
+    found = re.search(r"MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text())
+    return int(found[1]) / 2**20 if found else float("nan")
+
+
+def in_one_line(error: Exception) -> str:
+    """The error's kind and its first line."""
+    return f"{type(error).__name__}: {error}".splitlines()[0][:300]
 
 
 def take(descriptor: int) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import wandb
 
 BRAIN_PICTURES = frozenset({"reconstruction"})  # figures that show slices of a scan
-EXIT_CODES: dict[State, int] = {"complete": 0, "pruned": 0, "diverged": 0, "failed": 1}
+EXIT_CODES: dict[State, int] = {"complete": 0, "pruned": 0, "diverged": 0, "collapsed": 0, "failed": 1}
 TERMINATED = 143  # exit code of what SIGTERM ended: every other state
 FINISH_TIMEOUT_S = 15.0
 PRIVATE = {  # without these wandb sends argv, paths, host, packages, console, git state and the machine's load
@@ -202,7 +202,7 @@ class Projection:
     def _close(self, page: "wandb.Run") -> None:
         """Tells the page how the run ended."""
         page.summary["trial/state"] = self._state
-        if self._state in ("pruned", "diverged"):
+        if self._state in ("pruned", "diverged", "collapsed"):
             page.tags = (*(page.tags or ()), self._state)
         exit_code = EXIT_CODES.get(self._state, TERMINATED)
         if exit_code == TERMINATED and self._tracked.mode == "online":
