@@ -114,6 +114,9 @@ def sweep(
     name: Annotated[str, typer.Argument(help="A sweep: a path, ./sweeps/NAME.yaml, or a shipped one.")],
     trials: TrialsOption = None,
     study: Annotated[str | None, typer.Option(help="The study's name.", show_default="the sweep's")] = None,
+    fork: Annotated[
+        str | None, option(help="Begin this study with the finished trials of the other that fit.", unset=False)
+    ] = None,
     set_: SetOption = None,
     seed: Annotated[int, typer.Option(help="Decides every suggestion and every trial's own seed.", min=0)] = 0,
     job: JobOption = "local",
@@ -130,6 +133,8 @@ def sweep(
     from somvq.definitions import find_definition, read_sweep
     from somvq.settings import read_settings
     from somvq.study import foreground
+    from somvq.study.fork import fork_study
+    from somvq.study.record import load_study
     from somvq.study.space import override
 
     console = plain_console()
@@ -140,7 +145,10 @@ def sweep(
     place = choose_place(job, workers)
     names = ", ".join(name for name, parameter in searched.parameters.items() if parameter.value is None)
     console.print(f"sweep    {file}: {names or 'one choice of settings'}", soft_wrap=True)
-    opened = foreground.open_study(settings, searched, study or searched.name, seed, scans, console)
+    old = load_study(settings, study or searched.name) if fork else None
+    opened = foreground.open_study(settings, searched, fork or study or searched.name, seed, scans, console)
+    if old:
+        console.print(f"fork     {fork_study(old, opened).describe()}", markup=False, soft_wrap=True)
     opened.aim_for(total)
     return foreground.supervise(settings, opened, place, console)
 
@@ -174,6 +182,8 @@ def train(
     if "model" in asked:
         raise DefinitionError(f"--set model={asked['model']}: say somvq train {asked['model']}")
     chosen = override(one, asked)
+    if searched := [name for name, parameter in chosen.parameters.items() if parameter.value is None]:
+        raise DefinitionError(f"--set {searched[0]}: give one value; somvq sweep tries several")
     decisive = [RunConfig(**chosen.fixed(), seed=seed).model_dump(mode="json"), scans.model_dump(mode="json")]
     name = f"train-{model}-{signature(decisive)[:6]}"
     opened = foreground.open_study(settings, chosen, name, seed, scans, console)
