@@ -114,9 +114,6 @@ def sweep(
     name: Annotated[str, typer.Argument(help="A sweep: a path, ./sweeps/NAME.yaml, or a shipped one.")],
     trials: TrialsOption = None,
     study: Annotated[str | None, typer.Option(help="The study's name.", show_default="the sweep's")] = None,
-    fork: Annotated[
-        str | None, option(help="Begin this study with the finished trials of the other that fit.", unset=False)
-    ] = None,
     set_: SetOption = None,
     seed: Annotated[int, typer.Option(help="Decides every suggestion and every trial's own seed.", min=0)] = 0,
     job: JobOption = "local",
@@ -133,8 +130,6 @@ def sweep(
     from somvq.definitions import find_definition, read_sweep
     from somvq.settings import read_settings
     from somvq.study import foreground
-    from somvq.study.fork import fork_study
-    from somvq.study.record import load_study
     from somvq.study.space import override
 
     console = plain_console()
@@ -145,10 +140,7 @@ def sweep(
     place = choose_place(job, workers)
     names = ", ".join(name for name, parameter in searched.parameters.items() if parameter.value is None)
     console.print(f"sweep    {file}: {names or 'one choice of settings'}", soft_wrap=True)
-    old = load_study(settings, study or searched.name) if fork else None
-    opened = foreground.open_study(settings, searched, fork or study or searched.name, seed, scans, console)
-    if old:
-        console.print(f"fork     {fork_study(old, opened).describe()}", markup=False, soft_wrap=True)
+    opened = foreground.open_study(settings, searched, study or searched.name, seed, scans, console)
     opened.aim_for(total)
     return foreground.supervise(settings, opened, place, console)
 

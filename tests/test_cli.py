@@ -130,7 +130,6 @@ def test_no_words_at_all_are_answered_with_help(tmp_path: Path) -> None:
         (["train", "psom", "--set", "grid=16"], "grid '16' is not HEIGHTxWIDTH, two whole numbers"),
         (["sweep", "som", "--set", "update=ema"], "the sweep file says alpha: copy it, and take that line out"),
         (["train", "psom", "--set", "gamma=[1, 2]"], "--set gamma: give one value; somvq sweep tries several"),
-        (["sweep", "psom", "--fork", "new"], "no study 'psom' in"),
         (["sweep", "table1", "--set", "row=somtoroid"], "no row is called 'somtoroid'; did you mean 'som-toroid'?"),
         (["sweep", "ae", "--trials", "3"], "--trials 3 is more than the 2 combinations of this grid"),
         (["sweep", "psom", "--split", "80/20"], "--split 80/20: split '80/20' is not TRAIN/VAL/TEST"),
