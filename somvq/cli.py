@@ -192,6 +192,8 @@ def train(
     if "model" in asked:
         raise DefinitionError(f"--set model={asked['model']}: say somvq train {asked['model']}")
     chosen = override(one, asked)
+    if searched := [name for name, parameter in chosen.parameters.items() if parameter.value is None]:
+        raise DefinitionError(f"--set {searched[0]}: give one value; somvq sweep tries several")
     decisive = [RunConfig(**chosen.fixed(), seed=seed).model_dump(mode="json"), scans.model_dump(mode="json")]
     name = f"train-{model}-{signature(decisive)[:6]}"
     opened = foreground.open_study(settings, chosen, name, seed, scans, console)

@@ -35,7 +35,13 @@ WandbOption = Annotated[
     str | None, option(help="auto, online, offline or disabled.", unset="auto: online if there is a key", panel=PLACE)
 ]
 SetOption = Annotated[
-    list[str] | None, option("--set", help="Fix a parameter; may be repeated.", unset=False, metavar="KEY=VALUE")
+    list[str] | None,
+    option(
+        "--set",
+        help="Fix a parameter, or give it [values] or a {range}; may be repeated.",
+        unset=False,
+        metavar="KEY=VALUE",
+    ),
 ]
 TrialsOption = Annotated[
     int | None, option(help="Trials in all, those the study has included.", unset="the sweep's run_cap")

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 from typing import get_args
 
@@ -5,7 +6,18 @@ import pytest
 
 from somvq.config import RunConfig
 from somvq.data.cohort import Cohort
-from somvq.definitions import SEARCHABLE, Sweep, find_definition, folder_of, read_job, read_sweep
+from somvq.definitions import (
+    SEARCHABLE,
+    Bounds,
+    Distribution,
+    EarlyTermination,
+    Parameter,
+    Sweep,
+    find_definition,
+    folder_of,
+    read_job,
+    read_sweep,
+)
 from somvq.errors import DefinitionError
 from somvq.executors import EXECUTORS
 from somvq.initialisers import INITIALISERS
@@ -58,6 +70,8 @@ def test_the_readme_of_sweeps_explains_every_key() -> None:
     text = (ROOT / "sweeps" / "README.md").read_text()
     for key in [*Sweep.model_fields, *SEARCHABLE]:
         assert f"`{key}`" in text, key
+    for key in [*Parameter.model_fields, *get_args(Distribution), *Bounds.model_fields, *EarlyTermination.model_fields]:
+        assert re.search(rf"\b{key}\b", text), key
 
 
 def test_a_path_wins_over_the_working_folder_and_that_over_what_is_shipped(
@@ -103,7 +117,113 @@ WRONG = {  # what is changed in psom.yaml, to what, and what its user is told
         r"parameters.alpha: give value: X, or values: \[X, Y\], or min: X and max: Y",
     ),
     "a logarithm of zero": ("min: 1.0e-3", "min: 0.0", r"beta: log_uniform_values needs a min above 0, not 0.0"),
-    "a distribution without": ("uniform_values", "unifrm", r"'uniform', 'log_uniform_values' or 'int_uniform'"),
+    "a distribution without": ("uniform_values", "unifrm", r"'q_log_uniform_values', 'constant' or 'categorical'"),
+    "a normal distribution": (
+        "log_uniform_values",
+        "log_normal",
+        r"beta.distribution: log_normal is not searched here; take log_uniform_values, min and max being values",
+    ),
+    "exponents for bounds": ("log_uniform_values", "log_uniform", r"log_uniform is not searched here; take log_unif"),
+    "probabilities": (
+        "random]}",
+        "random], probabilities: [1, 0, 0, 0]}",
+        r"parameters.init.probabilities: is not known here; each of values is as likely as the others: take",
+    ),
+    "nested parameters": (
+        "{value: 16x16}",
+        "{parameters: {a: {value: 1}}}",
+        r"grid.parameters: is not known here; no parameter is inside another",
+    ),
+    "a constant without value": (
+        "max: 30.0",
+        "max: 30.0, distribution: constant",
+        r"parameters.alpha: distribution constant needs value, not min and max",
+    ),
+    "steps without": ("max: 30.0", "max: 30.0, q: 2", r"alpha: q says nothing without distribution q_uniform or q_log"),
+    "steps of nothing": (
+        "max: 30.0",
+        "max: 30.0, distribution: q_uniform, q: 0",
+        r"alpha: q 0 is not above 0",
+    ),
+    "steps too wide": (
+        "max: 30.0",
+        "max: 30.0, distribution: q_uniform, q: 20",
+        r"parameters.alpha: 1.0 to 30.0 has no two multiples of q 20",
+    ),
+    "steps that round to nothing": (
+        "max: 30.0",
+        "max: 30.0, distribution: q_log_uniform_values, q: 3",
+        r"parameters.alpha: 0 is impossible: .*greater than 0",
+    ),
+    "steps through the impossible": (
+        "{value: 40}",
+        "{min: 1, max: 3, distribution: q_uniform, q: 0.5}",
+        r"parameters.epochs: 1.5 is impossible: .*valid integer",
+    ),
+    "a program": (
+        "method:",
+        "program: train.py\nmethod:",
+        r"line 3: program: .* somvq runs its own training: take",
+    ),
+    "a command": ("method:", "command: [a, b]\nmethod:", r"line 3: command: .* somvq runs its own training: take"),
+    "a project": ("method:", "project: mine\nmethod:", r"line 3: project: .* say wandb_project in somvq.yaml"),
+    "an entity": ("method:", "entity: me\nmethod:", r"line 3: entity: .* say wandb_entity in somvq.yaml"),
+    "a constraint on nothing": (
+        "method:",
+        "constraints: {codebook/used: {}}\nmethod:",
+        r"line 3: constraints.codebook/used: give min: X, or max: X, or both",
+    ),
+    "a constraint between nothing": (
+        "method:",
+        "constraints: {codebook/used: {min: 2, max: 1}}\nmethod:",
+        r"constraints.codebook/used: min 2 is above max 1",
+    ),
+    "no constraint like that": (
+        "method:",
+        "constraints: {codebook/usd: {min: 2}}\nmethod:",
+        r"constraints.codebook/usd: 'codebook/usd' is not measured; did you mean 'codebook/used'\?",
+    ),
+    "an unknown key of a constraint": (
+        "method:",
+        "constraints: {codebook/used: {minn: 2}}\nmethod:",
+        r"constraints.codebook/used.minn: is not known here; did you mean 'min'\?",
+    ),
+    "a constraint that is not measured": (
+        "method:",
+        "constraints: {val/kl: {max: 2}}\nmethod:",
+        r"this psom has no term kl, so val/kl is not measured",
+    ),
+    "two aims": (
+        "method:",
+        "objectives: [{name: val/ssim, goal: maximize}, {name: val/mse, goal: minimize}]\nmethod:",
+        r"give metric: .* or objectives: a list of those; one of the two",
+    ),
+    "no aim": ("metric:", "# ", r"give metric: .* or objectives: a list of those; one of the two"),
+    "one objective": (
+        "metric: {name: val/ssim, goal: maximize}",
+        "objectives: [{name: val/ssim, goal: maximize}]",
+        r"line 4: objectives: give two or more; for one, say metric: {name: NAME, goal: GOAL}",
+    ),
+    "an objective twice": (
+        "metric: {name: val/ssim, goal: maximize}",
+        "objectives: [{name: val/ssim, goal: maximize}, {name: val/ssim, goal: minimize}]",
+        r"line 4: objectives: val/ssim, val/ssim name one twice",
+    ),
+    "a wrong objective": (
+        "metric: {name: val/ssim, goal: maximize}",
+        "objectives: [{name: val/ssim, goal: maximize}, {name: val/mse, gaol: minimize}]",
+        r"objectives.1.gaol: is not known here; did you mean 'goal'\?",
+    ),
+    "a monitor without goal": (
+        "method:",
+        "monitor: val/mse\nmethod:",
+        r"line 3: monitor: 'val/mse' is no objective; name one, or give {name: val/ssim, goal: maximize}",
+    ),
+    "a monitor that is measured once": (
+        "metric: {name: val/ssim,",
+        "early_terminate: {type: hyperband}\nmetric: {name: val/ssim_brain,",
+        r"early_terminate looks at val/ssim_brain each epoch, but it is measured once, at the end; say what else",
+    ),
     "a value twice": ("[toroidal,", "[rectangular,", r"values \['rectangular', 'rectangular'\] name one twice"),
     "no metric like that": (
         "val/ssim",

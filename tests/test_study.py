@@ -12,15 +12,13 @@ import pytest
 from optuna.trial import TrialState
 
 from somvq.data.cohort import Cohort
-from somvq.definitions import Parameter, Sweep
-from somvq.errors import DefinitionError, StudyError
+from somvq.definitions import Sweep
+from somvq.errors import StudyError
 from somvq.settings import Settings
 from somvq.study import claim as claim_module
 from somvq.study import trial as trial_module
 from somvq.study.claim import Claim, claim_trial, is_alive
 from somvq.study.record import OpenStudy, StudyRecord, create_or_resume, load_study
-from somvq.study.samplers import build_sampler
-from somvq.study.space import describe_space, distributions, override
 from somvq.study.status import read_status
 from somvq.study.storage import open_storage
 from somvq.study.trial import Conductor
@@ -116,39 +114,7 @@ def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
         open_storage(f"sqlite:///{path}")
 
 
-# Space
-
-
-def test_parameters_become_optunas_distributions() -> None:
-    parameters = {
-        "gamma": {"min": 0.1, "max": 1.0, "distribution": "log_uniform_values"},
-        "alpha": {"min": 1, "max": 9, "distribution": "uniform"},
-        "epochs": {"min": 2, "max": 9},
-        "init": {"values": ["ae", "random"]},
-        "model": {"value": "psom"},
-    }
-    assert distributions(make_sweep(parameters=parameters)) == {
-        "gamma": optuna.distributions.FloatDistribution(0.1, 1.0, log=True),
-        "alpha": optuna.distributions.FloatDistribution(1, 9),
-        "epochs": optuna.distributions.IntDistribution(2, 9),
-        "init": optuna.distributions.CategoricalDistribution(("ae", "random")),
-    }
-
-
-def test_set_fixes_a_parameter_and_refuses_what_cannot_be() -> None:
-    assert override(make_sweep(), {"gamma": 0.5}).parameters["gamma"] == Parameter(value=0.5)
-    with pytest.raises(DefinitionError, match=r"--set gama: is not a setting .* did you mean 'gamma'\?"):
-        override(make_sweep(), {"gama": 0.5})
-    with pytest.raises(DefinitionError, match=r"--set epochs: 0 is impossible: input should be greater than or equal"):
-        override(make_sweep(), {"epochs": 0})
-
-
-def test_a_study_refuses_another_space_and_says_what_differs(settings: Settings, tiny_cohort: Cohort) -> None:
-    begin(settings, tiny_cohort, make_sweep(), trials=1)
-    wider = {**SPACE, "gamma": {"min": 0.1, "max": 9.0}, "alpha": {"value": 3.0}}
-    expected = r"searches another space: gamma was 0.1 to 1, is 0.1 to 9; alpha was absent, is 3. .*--study NAME"
-    with pytest.raises(StudyError, match=expected):
-        begin(settings, tiny_cohort, make_sweep(parameters=wider), trials=1)
+# Names
 
 
 def test_a_study_refuses_another_cohort(settings: Settings, tiny_cohort: Cohort) -> None:
@@ -168,24 +134,6 @@ def test_an_unknown_study_is_answered_with_those_there_are(settings: Settings, t
 def test_a_name_that_is_no_folder_is_refused(name: str, settings: Settings) -> None:
     with pytest.raises(StudyError, match="must be 1 to 64 letters"):
         load_study(settings, name)
-
-
-@pytest.mark.parametrize("method", ["bayes", "random"])
-def test_suggestions_are_decided_by_the_seed(method: str) -> None:
-    sweep = make_sweep(method=method)
-    asked = [optuna.create_study(sampler=build_sampler(sweep, 3)).ask(distributions(sweep)).params for _ in range(2)]
-    assert asked[0] == asked[1]
-    assert asked[0] != optuna.create_study(sampler=build_sampler(sweep, 4)).ask(distributions(sweep)).params
-
-
-def test_a_grid_visits_every_combination_once(settings: Settings, tiny_cohort: Cohort) -> None:
-    parameters = {**SPACE, "gamma": {"values": [0.1, 0.2, 0.3]}}
-    opened = begin(settings, tiny_cohort, make_sweep(method="grid", parameters=parameters), trials=6)
-    seen = []
-    while claim := claim_trial(opened):
-        seen.append(tuple(sorted(claim.trial.params.items())))
-        opened.study.tell(claim.trial.number, 0.0)
-    assert len(seen) == len(set(seen)) == 6
 
 
 # Claims
@@ -411,11 +359,6 @@ def test_each_trial_has_its_own_seed_and_the_studys_fixed_settings(settings: Set
     first, second = (record.run_config(number, {"gamma": 0.3}) for number in (0, 1))
     assert first.seed != second.seed
     assert (first.gamma, first.grid, first.topology) == (0.3, "4x4", "toroidal")
-
-
-def test_a_space_is_told_in_words() -> None:
-    assert describe_space(make_sweep())["topology"] == "one of toroidal, rectangular"
-    assert describe_space(make_sweep())["metric"] == "maximize val/ssim"
 
 
 def test_a_claim_belongs_to_the_process_that_made_it(settings: Settings, tiny_cohort: Cohort) -> None:

@@ -1,4 +1,4 @@
-"""A study that begins with the finished trials of another: what could not be changed on the way is changed in a copy."""
+"""A study that begins with the finished trials of another: what no study may change on its way, a copy may."""
 
 import shutil
 from dataclasses import dataclass, field
@@ -20,9 +20,7 @@ from somvq.study.space import describe_parameter, describe_value, distributions
 
 COPIED_FROM = "copied_from"  # of a trial: psom/0007
 FORK = "somvq_fork"  # of a study: which it is a fork of, and whether all copies are there
-NOT_COPIED = shutil.ignore_patterns(
-    "wandb", "tracking.json", "lease.json", ".*"
-)  # the old worker's, and its W&B page's
+OF_ANOTHER = ("wandb", "tracking.json", "lease.json", ".*")  # in a run's folder: of its worker and of its W&B page
 
 
 class Unfit(Exception):
@@ -44,11 +42,11 @@ class Copies:
         return "\n".join(lines + [f"left out trial {number}: {why}" for number, why in self.left_out.items()])
 
 
-def fork(old: OpenStudy, new: OpenStudy) -> Copies:
+def fork_study(old: OpenStudy, new: OpenStudy) -> Copies:
     """Copies the finished trials of `old` that fit into the space of `new`, a study that has just begun.
 
-    Values and constraints are made again from the ledgers, for what `new` aims at. Killed in the middle and repeated, it
-    goes on; once done, it copies nothing more. Give `new` its target afterwards, so that copies are its first trials.
+    Values and constraints are made again from the ledgers, for what `new` aims at. Killed in the middle and repeated,
+    it goes on; once done, it copies nothing more. Give `new` its target afterwards, so that copies are its first.
 
     Raises:
         StudyError: `new` is on another cohort, or has trials of its own.
@@ -120,12 +118,11 @@ def copy_trial(old: StudyRecord, new: OpenStudy, trial: FrozenTrial, source: str
     run = old.run(trial.number)
     if not (run.folder / "config.json").exists():
         raise Unfit(f"{run.folder} has no run")
-    copy = project(
-        trial, run, translate(old.sweep, trial.params, run.record.config, new.record.sweep), new.record.sweep
-    )
-    place = len(new.study.get_trials(deepcopy=False)) if number is None else number
-    target = new.record.run(place).folder
-    made = None if target.exists() else copy_folder(run, new.record, f"t{place:04d}")
+    sweep = new.record.sweep
+    copy = project(trial, run, translate(old.sweep, trial.params, run.record.config, sweep), sweep)
+    own = len(new.study.get_trials(deepcopy=False)) if number is None else number
+    target = new.record.run(own).folder
+    made = None if (target / "config.json").exists() else copy_folder(run, new.record, f"t{own:04d}")
     if number is None:
         copy.set_user_attr(COPIED_FROM, source)
         new.study.add_trial(copy)
@@ -137,7 +134,7 @@ def copy_folder(run: Run, record: StudyRecord, label: str) -> Path:
     """A copy of the run's folder as one of the study's, under a temporary name."""
     partial = record.folder / ".fork.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(run.folder, partial, ignore=NOT_COPIED)
+    shutil.copytree(run.folder, partial, ignore=shutil.ignore_patterns(*OF_ANOTHER))
     told = record.run_record(run.record.config, label=label, stages=run.record.stages)
     own = {"cohort", "study", "name", "wandb_id", "wandb_project", "wandb_entity"}
     there = run.record.model_copy(update={name: getattr(told, name) for name in own})

@@ -105,6 +105,8 @@ class Changes:
 def compare(had: Sweep, has: Sweep) -> Changes:
     """What differs, and which of it trials that there are can stand beside."""
     before, after = describe_space(had), describe_space(has)
+    if adds_rows(had, has):
+        after[ROW] = before[ROW]  # each row that is new is told by itself
     changes = Changes()
     for name in dict.fromkeys([*before, *after]):
         if before.get(name) != after.get(name):
@@ -119,8 +121,6 @@ def may_change(name: str, had: Sweep, has: Sweep) -> bool:
         return "grid" not in (had.method, has.method)
     if name.startswith("row "):
         return adds_rows(had, has) and name.removeprefix("row ") not in had.rows
-    if name == ROW:
-        return adds_rows(had, has)
     if name in had.parameters and name in has.parameters:
         return widens(had.parameters[name], has.parameters[name])
     return name in MAY_CHANGE
