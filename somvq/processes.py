@@ -4,10 +4,13 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import socket
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from typing import TypeVar
 
 from somvq.errors import RunError
@@ -25,6 +28,30 @@ def die_with(parent: int, by: signal.Signals = signal.SIGKILL) -> None:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, by)
     if os.getppid() != parent:
         raise SystemExit(143)
+
+
+def start_of(pid: int) -> str | None:
+    """When process `pid` started, in a form that no later process of the same number shares; none if there is none."""
+    if not Path("/proc/self/stat").exists():  # not Linux
+        asked = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
+        return asked.stdout.strip() or None
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if fields[0] in "ZX" else f"{fields[19]}@{boot_id()}"
+
+
+def boot_id() -> str:
+    """Which start of this machine it is."""
+    path = Path("/proc/sys/kernel/random/boot_id")
+    return path.read_text().strip() if path.exists() else ""
+
+
+def machine() -> str:
+    """Which machine this is, since its last start, and in which of its spaces of process numbers we are."""
+    space = Path("/proc/self/ns/pid")
+    return f"{socket.gethostname()}@{boot_id()}/{space.stat().st_ino if space.exists() else 0}"
 
 
 def usable_cores() -> int:

@@ -24,7 +24,11 @@ class Settings(BaseSettings):
     cohort: Path | None = Field(None, description="folder of T1 volumes, or a manifest; none: the demo cohort")
     runs: Path = Field(Path("runs"), description="where studies and their runs are kept")
     cohorts: Path = Field(Path("cohorts"), description="where the demo cohort and prepared cohorts are kept")
-    storage: str | None = Field(None, description="where Optuna keeps trials; none: study.db in the study's folder")
+    storage: str | None = Field(
+        None,
+        description="where Optuna keeps trials: sqlite:///PATH, journal:///PATH (shared disks) or "
+        "postgresql://USER@HOST/DATABASE; none: study.db in the study's folder",
+    )
     wandb: WandbMode = Field("auto", description="auto: online where there is a key, else offline")
     wandb_project: str = Field("somvq", description="W&B project of new studies")
     wandb_entity: str | None = Field(None, description="W&B user or team of new studies; none: your own")

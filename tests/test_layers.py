@@ -36,7 +36,8 @@ BELOW = {  # what each part may import of ours, beside the ground
     "training": {"models", "initialisers", "data", "checkpoints", "figures", "validation"},
     "evaluation": {"training", "validation", "data"},
     "published": {"models", "codebooks", "initialisers", "data"},
-    "study": {"training", "tracking", "executors", "settings", "data", "sources"},
+    "storages": {"settings"},
+    "study": {"training", "tracking", "executors", "settings", "storages", "data", "sources"},
 }
 
 

@@ -8,7 +8,6 @@ import json
 import os
 import secrets
 import socket
-import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from somvq.config import derive_seed
 from somvq.files import locked, write_json
+from somvq.processes import start_of
 from somvq.runs import Run
 from somvq.study.record import OpenStudy, StudyRecord
 from somvq.study.samplers import build_sampler
@@ -77,24 +77,6 @@ def is_alive(path: Path) -> bool:
     clock = path.with_name(".clock")  # the file server's time, not ours: clocks of two machines differ
     clock.touch()
     return clock.stat().st_mtime - path.stat().st_mtime < LEASE_S
-
-
-def start_of(pid: int) -> str | None:
-    """When process `pid` started, in a form that no later process of the same number shares; none if there is none."""
-    if not Path("/proc/self/stat").exists():  # not Linux
-        asked = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
-        return asked.stdout.strip() or None
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return None if fields[0] in "ZX" else f"{fields[19]}@{boot_id()}"
-
-
-def boot_id() -> str:
-    """Which start of this machine it is."""
-    path = Path("/proc/sys/kernel/random/boot_id")
-    return path.read_text().strip() if path.exists() else ""
 
 
 @dataclass(frozen=True)

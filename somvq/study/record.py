@@ -13,12 +13,11 @@ from pydantic import ValidationError
 from somvq.config import CohortSettings, Frozen, RunConfig, derive_seed
 from somvq.definitions import Sweep
 from somvq.errors import StudyError
-from somvq.files import locked
 from somvq.runs import Run, RunRecord
 from somvq.settings import Settings
+from somvq.storages import Store, default_url, open_store
 from somvq.study.pruners import build_pruner
 from somvq.study.space import refuse_another_space
-from somvq.study.storage import open_storage, storage_url
 
 ATTRIBUTE, TARGET = "somvq", "somvq_trials"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -66,10 +65,10 @@ class StudyRecord(Frozen):
 
 
 class OpenStudy:
-    """A study and its record."""
+    """A study, its record, and the storage that keeps it."""
 
-    def __init__(self, study: Study):
-        self.study = study
+    def __init__(self, study: Study, store: Store):
+        self.study, self.store = study, store
         try:
             self.record = StudyRecord.model_validate(study.user_attrs[ATTRIBUTE])
         except ValidationError as error:
@@ -114,15 +113,19 @@ def find_study(settings: Settings, name: str) -> OpenStudy | None:
     folder = study_folder(settings, name)
     if settings.storage is None and not (folder / "study.db").exists():
         return None
-    storage = open_storage(storage_url(settings.storage, folder))
-    if name not in optuna.get_all_study_names(storage):
+    return find_in(open_store(settings.storage or default_url(folder)), settings, name)
+
+
+def find_in(store: Store, settings: Settings, name: str) -> OpenStudy | None:
+    """The study `name` of `store`, if there is one."""
+    if name not in optuna.get_all_study_names(store.storage):
         return None
-    study = optuna.load_study(study_name=name, storage=storage)
+    study = optuna.load_study(study_name=name, storage=store.storage)
     if ATTRIBUTE not in study.user_attrs:
         return None  # its maker was killed before it said what it is: made again
-    opened = OpenStudy(study)
+    opened = OpenStudy(study, store)
     if settings.storage is None:  # the folder that holds study.db is the study's, also when it was moved
-        opened.record = opened.record.model_copy(update={"folder": folder})
+        opened.record = opened.record.model_copy(update={"folder": study_folder(settings, name)})
     study.pruner = build_pruner(opened.record.sweep)
     return opened
 
@@ -143,7 +146,7 @@ def load_study(settings: Settings, name: str) -> OpenStudy:
 def list_studies(settings: Settings) -> list[str]:
     """Names of the studies there are."""
     if settings.storage is not None:
-        return sorted(optuna.get_all_study_names(open_storage(settings.storage)))
+        return sorted(optuna.get_all_study_names(open_store(settings.storage).storage))
     return sorted(path.parent.name for path in settings.runs.glob("*/study.db"))
 
 
@@ -153,10 +156,14 @@ def create_or_resume(settings: Settings, record: StudyRecord) -> tuple[OpenStudy
     Raises:
         StudyError: a study of that name searches another space or trains on another cohort.
     """
-    with locked(record.folder / ".create.lock"):  # two commands that begin it at once begin one
-        found = find_study(settings, record.name)
+    record.folder.mkdir(parents=True, exist_ok=True)
+    if settings.storage is None and not (record.folder / "study.db").exists():
+        refuse_unknown_runs(record)  # before it gets a storage
+    store = open_store(settings.storage or default_url(record.folder))
+    with store.exclusive(record.name):  # two commands that begin it at once begin one
+        found = find_in(store, settings, record.name)
         if found is None:
-            return begin_study(settings, record), False
+            return begin_study(store, record), False
     refuse_another_search(found.record, record.sweep, record.seed)
     refuse_another_cohort(found.record, record.cohort_fingerprint, record.cohort_summary)
     return found, True
@@ -170,18 +177,22 @@ def refuse_another_search(had: StudyRecord, sweep: Sweep, seed: int) -> None:
         raise StudyError(f"study '{had.name}' was begun with seed {had.seed}, not {seed}. {advice}")
 
 
-def begin_study(settings: Settings, record: StudyRecord) -> OpenStudy:
+def begin_study(store: Store, record: StudyRecord) -> OpenStudy:
     """A new study, or one whose maker was killed before it said what it is."""
-    if any(record.folder.glob("[0-9]*/config.json")):
-        advice = "move it away, or give the new study a name: --study NAME"
-        raise StudyError(f"{record.folder} holds runs of a study that its storage does not know; {advice}")
-    storage = open_storage(storage_url(settings.storage, record.folder))
+    refuse_unknown_runs(record)
     study = optuna.create_study(
-        study_name=record.name, storage=storage, direction=record.sweep.metric.goal, load_if_exists=True
+        study_name=record.name, storage=store.storage, direction=record.sweep.metric.goal, load_if_exists=True
     )
     study.pruner = build_pruner(record.sweep)
     study.set_user_attr(ATTRIBUTE, record.model_dump(mode="json"))
-    return OpenStudy(study)
+    return OpenStudy(study, store)
+
+
+def refuse_unknown_runs(record: StudyRecord) -> None:
+    """Trials of a new study would go on in the folders of another one."""
+    if any(record.folder.glob("[0-9]*/config.json")):
+        advice = "move it away, or give the new study a name: --study NAME"
+        raise StudyError(f"{record.folder} holds runs of a study that its storage does not know; {advice}")
 
 
 def refuse_another_cohort(record: StudyRecord, fingerprint: str, summary: str) -> None:

@@ -7,10 +7,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from somvq.processes import die_with
 from somvq.settings import Settings
+from somvq.storages import explain
 from somvq.study.claim import claim_trial
 from somvq.study.record import load_study
 from somvq.study.status import silence_optuna
-from somvq.study.storage import explain
 from somvq.study.trial import Blocked, Conductor
 from somvq.tracking import build_tracker
 
