@@ -29,7 +29,13 @@ CohortOption = Annotated[
 CohortArgument = Annotated[Path, typer.Argument(help="Folder of T1 volumes, or a manifest (.csv).")]
 RunsOption = Annotated[Path | None, option(help="Folder of studies and their runs.", unset="runs", panel=PLACE)]
 StorageOption = Annotated[
-    str | None, option(help="Where Optuna keeps trials: sqlite:///PATH.", unset="study.db beside the runs", panel=PLACE)
+    str | None,
+    option(
+        help="Where Optuna keeps trials: sqlite:///PATH, journal:///PATH (shared disks) or "
+        "postgresql://USER@HOST/DATABASE.",
+        unset="study.db beside the runs",
+        panel=PLACE,
+    ),
 ]
 WandbOption = Annotated[
     str | None, option(help="auto, online, offline or disabled.", unset="auto: online if there is a key", panel=PLACE)

@@ -27,6 +27,11 @@ class Settings(BaseSettings):
     storage: str | None = Field(None, description="where Optuna keeps trials; none: study.db in the study's folder")
     lease_s: float = Field(120, gt=0, description="seconds of silence after which a worker is taken for dead")
     outage_s: float = Field(900, gt=0, description="seconds that workers wait for a storage that does not answer")
+    storage: str | None = Field(
+        None,
+        description="where Optuna keeps trials: sqlite:///PATH, journal:///PATH (shared disks) or "
+        "postgresql://USER@HOST/DATABASE; none: study.db in the study's folder",
+    )
     wandb: WandbMode = Field("auto", description="auto: online where there is a key, else offline")
     wandb_project: str = Field("somvq", description="W&B project of new studies")
     wandb_entity: str | None = Field(None, description="W&B user or team of new studies; none: your own")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from somvq import figures
+from somvq.audit import read_device
 from somvq.checkpoints import load_checkpoint, save_checkpoint
 from somvq.config import Split, batch_size, derive_seed
 from somvq.data.cohort import Cohort
@@ -60,7 +61,9 @@ class Scans:
             yield self.read(rows[first : first + size])
 
 
-def fit(run: Run, should_stop: Callable[[], bool] = lambda: False) -> None:
+def fit(
+    run: Run, should_stop: Callable[[], bool] = lambda: False, still_ours: Callable[[], bool] = lambda: True
+) -> None:
     """Trains `run` from its checkpoint, or from its start, to its last epoch.
 
     The same settings and seed on the same CPU give the same bits, interrupted or not: everything random in an epoch
@@ -68,9 +71,11 @@ def fit(run: Run, should_stop: Callable[[], bool] = lambda: False) -> None:
 
     Raises:
         Diverged, Collapsed: it has come to nothing (health.py); what it had before is kept.
-        Interrupted: `should_stop` said so; the epoch in progress is lost, nothing else.
+        Interrupted: `should_stop` said so, or the run is not `still_ours` to write to; the epoch in progress is lost,
+            nothing else.
     """
     training = Training(run)
+    run.note_device(read_device())
     mean_image_baseline(training.cohort)
     trained, blank = training.restore(), blank_error(training.cohort)
     if trained:  # killed before it could say so, perhaps
@@ -83,6 +88,8 @@ def fit(run: Run, should_stop: Callable[[], bool] = lambda: False) -> None:
         if epoch == training.config.epochs:
             row |= training.survey("val", validation)
         row["time/epoch_s"] = time.monotonic() - began
+        if not still_ours():
+            raise Interrupted(f"given to another in epoch {epoch}")
         training.save(epoch, row)  # the checkpoint first: a kill after it repeats no epoch
         training.draw(epoch, row, validation)
         run.append(row)  # last: whoever follows the ledger finds the epoch's figures there

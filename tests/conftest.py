@@ -5,10 +5,12 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch loads, also by children
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from brains import brain, save
+from databases import PostgreSQL, find_binaries
 
 from somvq.config import CohortSettings
 from somvq.data.cache import prepare_cohort
@@ -41,3 +43,20 @@ def folder(tmp_path):
 @pytest.fixture
 def caches(tmp_path):
     return tmp_path / "prepared"
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PostgreSQL]:
+    """A PostgreSQL server for this session's tests, running when each begins."""
+    binaries = find_binaries()
+    if binaries is None:
+        pytest.skip("PostgreSQL's initdb and pg_ctl are not installed")
+    server = PostgreSQL(binaries)
+    yield server
+    server.remove()
+
+
+@pytest.fixture
+def postgresql_url(postgresql: PostgreSQL) -> str:
+    """A new, empty database."""
+    return postgresql.create_database()

@@ -38,7 +38,8 @@ BELOW = {  # what each part may import of ours, beside the ground
     "training": {"models", "initialisers", "data", "checkpoints", "figures", "validation", "health"},
     "evaluation": {"training", "validation", "data", "health"},
     "published": {"models", "codebooks", "initialisers", "data"},
-    "study": {"training", "health", "tracking", "executors", "settings", "data", "sources"},
+    "storages": {"settings"},
+    "study": {"training", "health", "tracking", "executors", "settings", "storages", "data", "sources"},
 }
 
 

@@ -1,5 +1,4 @@
 import json
-import multiprocessing
 import os
 import socket
 import subprocess
@@ -20,7 +19,6 @@ from somvq.study import trial as trial_module
 from somvq.study.claim import Claim, claim_trial, is_alive
 from somvq.study.record import OpenStudy, StudyRecord, create_or_resume, load_study
 from somvq.study.status import read_status
-from somvq.study.storage import open_storage
 from somvq.study.trial import Conductor
 from somvq.tracking import Tracker
 
@@ -61,57 +59,6 @@ def begin(settings: Settings, cohort: Cohort, sweep: Sweep, *, trials: int, name
     opened, _ = create_or_resume(settings, record)
     opened.aim_for(trials)
     return opened
-
-
-# Storage
-
-
-def pop_queued(url: str, results: "multiprocessing.Queue[list[float]]") -> None:
-    """Takes queued trials from a study without our claim lock, as bare Optuna would."""
-    study = optuna.load_study(study_name="queue", storage=open_storage(url), sampler=optuna.samplers.RandomSampler())
-    mine = []
-    while True:
-        trial = study.ask({"x": optuna.distributions.FloatDistribution(0, 1000)})
-        if "fixed_params" not in trial.storage.get_trial(trial._trial_id).system_attrs:
-            break
-        mine.append(trial.params["x"])
-        study.tell(trial, 0.0)
-    results.put(mine)
-
-
-def test_queued_trials_are_taken_once_each_by_four_processes(tmp_path: Path) -> None:
-    """Optuna's own SQLite storage hands some of them out twice."""
-    url = f"sqlite:///{tmp_path / 'queue.db'}"
-    study = optuna.create_study(study_name="queue", storage=open_storage(url))
-    for number in range(24):
-        study.enqueue_trial({"x": float(number)})
-    context = multiprocessing.get_context("spawn")
-    results: multiprocessing.Queue[list[float]] = context.Queue()
-    workers = [context.Process(target=pop_queued, args=(url, results)) for _ in range(4)]
-    for process in workers:
-        process.start()
-    taken = [value for _ in workers for value in results.get(timeout=60)]
-    for process in workers:
-        process.join()
-    assert sorted(taken) == [float(number) for number in range(24)]
-
-
-def test_sqlite_is_opened_with_a_write_ahead_log(tmp_path: Path) -> None:
-    storage = open_storage(f"sqlite:///{tmp_path / 'study.db'}")
-    with storage._backend.engine.connect() as connection:  # type: ignore[attr-defined]
-        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
-
-
-def test_a_storage_of_an_unknown_kind_is_refused_without_its_password() -> None:
-    with pytest.raises(StudyError, match=r"storage mongodb://me:\*\*\*@host/db is not known; give sqlite:///PATH"):
-        open_storage("mongodb://me:secret@host/db")
-
-
-def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "study.db"
-    path.write_text("not a database, and long enough to look like one " * 100)
-    with pytest.raises(StudyError, match=r"study\.db cannot be opened: file is not a database"):
-        open_storage(f"sqlite:///{path}")
 
 
 # Names

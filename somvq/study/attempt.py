@@ -1,4 +1,4 @@
-"""One try at a run, in a process of its own: python -m somvq.study.attempt FOLDER PARENT.
+"""One try at a run, in a process of its own: python -m somvq.study.attempt FOLDER PARENT [TOKEN].
 
 A crash, a segmentation fault or the kernel's out-of-memory killer takes this process and no other. It says how it ended
 in state.json, and by its exit status what is to be done about it; its parent, the worker, tells Optuna and W&B.
@@ -6,6 +6,7 @@ in state.json, and by its exit status what is to be done about it; its parent, t
 
 import errno
 import fcntl
+import json
 import os
 import re
 import signal
@@ -15,12 +16,12 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
-from somvq.audit import read_device
 from somvq.errors import DataError, SomvqError
-from somvq.processes import die_with
+from somvq.processes import die_with, machine, start_of
 from somvq.runs import Run, State
+from somvq.study.lease import holds
 
 ENDED = 0  # by itself: complete, diverged or collapsed
 FAILED = 1  # a bug, or settings that cannot be trained
@@ -29,7 +30,9 @@ INFRASTRUCTURE = os.EX_TEMPFAIL  # the disk, the cohort or the device: another t
 OUT_OF_MEMORY = os.EX_OSERR  # so may one with fewer scans at once (Run.set_micro_batch)
 
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # SIGUSR1: Slurm's warning that time is nearly up
+LOCK = ".attempt.lock"
 TAKEOVER_S = 30.0  # how long a dying predecessor may keep the run
+FENCED_S = 5.0  # and how long one that has lost it; a step and a look
 NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|_STATUS_ALLOC_FAILED", re.IGNORECASE)
 DEVICE = re.compile(r"CUDA|cuDNN|cuBLAS|NCCL|HIP error", re.IGNORECASE)
 OWN_FAULT = re.compile("device-side assert")  # what the device says of a bug of ours
@@ -43,8 +46,11 @@ class Ending(NamedTuple):
     reason: str = ""
 
 
-def main(folder: Path, parent: int) -> int:
-    """Trains the run at `folder` until it is done, fails or is told to stop; the exit status."""
+def main(folder: Path, parent: int, token: str = "") -> int:
+    """Trains the run at `folder` until it is done, fails, is told to stop or its `token` holds it no more.
+
+    The last is how a run is kept from two who train it: a worker that was suspended may lose it without knowing.
+    """
     die_with(parent)
     stopping: list[int] = []
 
@@ -53,27 +59,33 @@ def main(folder: Path, parent: int) -> int:
 
     for number in STOPS:
         signal.signal(number, stop)
+    def still_ours() -> bool:
+        return not token or holds(folder, token)
+
+    def should_stop() -> bool:
+        return bool(stopping) or os.getppid() != parent or not still_ours()
+
     run = Run(folder)
-    with (folder / ".attempt.lock").open("a") as lock:
-        take(lock.fileno())
+    with (folder / LOCK).open("a+") as lock:
+        take(lock, token)
         try:
             run.set_state("running", new_attempt=True)
-            ending = train(run, lambda: bool(stopping) or os.getppid() != parent)
-            run.set_state(ending.state, ending.reason)
+            ending = train(run, should_stop, still_ours)
+            if still_ours():
+                run.set_state(ending.state, ending.reason)
         except OSError as error:  # a full disk: there is nowhere to say so
             print(error)
             return INFRASTRUCTURE
     return ending.status
 
 
-def train(run: Run, should_stop: Callable[[], bool]) -> Ending:
+def train(run: Run, should_stop: Callable[[], bool], still_ours: Callable[[], bool]) -> Ending:
     """How the training ended, and why."""
     from somvq.health import Collapsed, Diverged
     from somvq.training import Interrupted, fit  # torch takes seconds to load
 
     try:
-        run.note_device(read_device())
-        fit(run, should_stop)
+        fit(run, should_stop, still_ours)
     except Interrupted as stop:
         return Ending(STOPPED, "interrupted", str(stop))
     except Diverged as divergence:
@@ -149,17 +161,50 @@ def in_one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0][:300]
 
 
-def take(descriptor: int) -> None:
-    """Waits for the run's previous attempt to be gone."""
-    deadline = time.monotonic() + TAKEOVER_S
-    while True:
-        try:
-            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise SystemExit("another process is training this run") from None
-            time.sleep(0.1)
+def take(lock: IO[str], token: str) -> None:
+    """Waits for the run's previous attempt to be gone, and says that this one has it.
+
+    With a `token` the run is ours by right: a previous attempt on this machine that does not go (it may be suspended) is
+    ended, and one on another is left to find out that it lost the run.
+    """
+    patience = time.monotonic() + (FENCED_S if token else TAKEOVER_S)
+    while not locks(lock):
+        time.sleep(0.1)
+        if time.monotonic() < patience:
+            continue
+        if not token:
+            raise SystemExit("another process is training this run")
+        if not end_predecessor(lock):
+            print("an attempt on another machine has not let go of this run; it stops when it next looks")
+            return
+    lock.seek(0)
+    lock.truncate()
+    json.dump({"machine": machine(), "pid": os.getpid(), "started": start_of(os.getpid())}, lock)
+    lock.flush()
+
+
+def locks(lock: IO[str]) -> bool:
+    """Whether the lock is ours now."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def end_predecessor(lock: IO[str]) -> bool:
+    """Ends the process that has the lock, if it is one of this machine."""
+    lock.seek(0)
+    try:
+        holder = json.loads(lock.read())
+    except json.JSONDecodeError:  # it has only just come
+        return True
+    if holder["machine"] != machine():
+        return False
+    if holder["started"] is not None and start_of(holder["pid"]) == holder["started"]:
+        os.kill(holder["pid"], signal.SIGKILL)
+    return True
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2])))
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]))

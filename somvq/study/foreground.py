@@ -24,7 +24,7 @@ from somvq.settings import PREFIX, Settings
 from somvq.sources import find_scans
 from somvq.sources.found import Found
 from somvq.study.advice import advise, shorten
-from somvq.study.fork import fork as copy_trials_of
+from somvq.study.fork import fork_study
 from somvq.study.record import (
     OpenStudy,
     StudyRecord,
@@ -88,7 +88,7 @@ def open_study(
     if opened.changed:
         console.print(escape(f"changed  {'; '.join(opened.changed)}"), soft_wrap=True)
     if old:
-        console.print(escape(f"fork     {copy_trials_of(old, opened).describe()}"), soft_wrap=True)
+        console.print(escape(f"fork     {fork_study(old, opened).describe()}"), soft_wrap=True)
     return opened
 
 

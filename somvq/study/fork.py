@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from somvq.config import RunConfig
 from somvq.definitions import ROW, Sweep, plain
 from somvq.errors import StudyError
-from somvq.files import locked, write_json
+from somvq.files import write_json
 from somvq.runs import Row, Run
 from somvq.study import outcome
 from somvq.study.record import OpenStudy, StudyRecord, refuse_another_cohort
@@ -52,7 +52,7 @@ def fork_study(old: OpenStudy, new: OpenStudy) -> Copies:
         StudyError: `new` is on another cohort, or has trials of its own.
     """
     refuse_another_cohort(old.record, new.record.cohort_fingerprint, new.record.cohort_summary)
-    with locked(new.record.folder / ".claim.lock"):
+    with new.store.exclusive(new.record.name):
         if begin_copies(old, new):
             copy_stages(old.record, new.record)
             copies = copy_trials(old, new)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from somvq.files import clock, write_json
-from somvq.processes import start_of
+from somvq.processes import machine, start_of
 
 FILE = "lease.json"
 LEASE_S = 120.0  # silence after which a holder is taken for dead, where nobody says otherwise
@@ -35,8 +35,9 @@ class Lease:
         lease = cls(folder, secrets.token_hex(8), seconds)
         lease.predecessor_seen = last_beat(folder)
         pid = os.getpid()
-        content = {"token": lease.token, "host": socket.gethostname(), "pid": pid, "started": start_of(pid)}
-        write_json(lease.path, {**content, "seconds": seconds}, sync=False)  # a power cut ends the holder as well
+        holder = {"host": socket.gethostname(), "machine": machine(), "pid": pid, "started": start_of(pid)}
+        content = {"token": lease.token, **holder, "seconds": seconds}
+        write_json(lease.path, content, sync=False)  # a power cut ends the holder as well
         return lease
 
     def beat(self) -> None:
@@ -74,9 +75,8 @@ def is_alive(folder: Path) -> bool:
     lease = read_lease(folder)
     if not lease:
         return False
-    if lease["host"] == socket.gethostname() and (
-        lease["started"] is None or start_of(int(lease["pid"])) != lease["started"]
-    ):
+    gone = lease["started"] is None or start_of(int(lease["pid"])) != lease["started"]
+    if lease["machine"] == machine() and gone:
         return False
     return silence(folder) < float(lease.get("seconds", LEASE_S))
 

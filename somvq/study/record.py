@@ -2,12 +2,15 @@
 
 import re
 import secrets
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.pruners import NopPruner
+from optuna.samplers import RandomSampler
+from optuna.storages import BaseStorage
 from optuna.study import Study
 from pydantic import ValidationError
 
@@ -15,18 +18,18 @@ from somvq.audit import read_audit
 from somvq.config import CohortSettings, Frozen, RunConfig, derive_seed
 from somvq.definitions import Sweep
 from somvq.errors import StudyError
-from somvq.files import locked
 from somvq.runs import Run, RunRecord
 from somvq.settings import Settings
+from somvq.storages import Store, default_url, open_store
 from somvq.study.space import Changes, refuse_another_space
-from somvq.study.storage import open_storage, storage_url
+from somvq.study.stops import Limits
 
-ATTRIBUTE, TARGET = "somvq", "somvq_trials"
+ATTRIBUTE, TARGET, LIMITS, CHANGES = "somvq", "somvq_trials", "somvq_limits", "somvq_changes"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
 class StudyRecord(Frozen):
-    """A study's own settings; they never change while it lives. How many trials it should have is kept beside them."""
+    """A study's own settings. What may change while it lives is kept beside them: its target, its limits."""
 
     name: str
     uid: str  # tells studies of one name apart, in W&B
@@ -44,6 +47,10 @@ class StudyRecord(Frozen):
     def run(self, number: int) -> Run:
         """The run of trial `number`."""
         return Run(self.folder / f"{number:04d}")
+
+    def runs(self) -> list[Run]:
+        """The runs of all trials."""
+        return [Run(config.parent) for config in sorted(self.folder.glob("[0-9]*/config.json"))]
 
     def run_config(self, number: int, suggested: dict[str, Any]) -> RunConfig:
         """What the run of trial `number` is told."""
@@ -69,16 +76,23 @@ class StudyRecord(Frozen):
 
 
 class OpenStudy:
-    """A study and its record."""
+    """A study, its record, and the storage that keeps it."""
 
-    def __init__(self, study: Study):
-        self.study = study
+    def __init__(self, study: Study, store: Store):
+        self.study, self.store = study, store
+        self.changed: list[str] = []  # in what is searched, by who opened it
+        self.over: dict[int, Any] = {}  # what status.py knows of trials that change no more
         try:
             self.record = StudyRecord.model_validate(study.user_attrs[ATTRIBUTE])
         except ValidationError as error:
             raise StudyError(
                 f"study '{study.study_name}' was begun by another version of somvq; finish it with that one"
             ) from error
+
+    @property
+    def storage(self) -> BaseStorage:
+        """Optuna's own, with its cache."""
+        return self.study._storage
 
     @property
     def target(self) -> int:
@@ -97,6 +111,31 @@ class OpenStudy:
         trials = max(trials, len(self.study.get_trials(deepcopy=False)))
         if trials != self.target:
             self.study.set_user_attr(TARGET, trials)
+
+    @property
+    def limits(self) -> Limits:
+        """What the study may use up."""
+        return Limits.model_validate(self.study.user_attrs.get(LIMITS, {}))
+
+    def limit(self, limits: Limits) -> None:
+        """Sets those limits that are given; the others stay."""
+        given = limits.model_dump(exclude_none=True)
+        if given:
+            self.study.set_user_attr(LIMITS, {**self.limits.model_dump(exclude_none=True), **given})
+
+    @property
+    def changes(self) -> list[dict[str, Any]]:
+        """Each change of what is searched: when, after how many trials, what."""
+        return list(self.study.user_attrs.get(CHANGES, []))
+
+    def change(self, sweep: Sweep, what: list[str]) -> None:
+        """Searches `sweep` from now on, and remembers what changed; call while nobody else can claim."""
+        self.changed = what
+        if what:
+            trials, now = len(self.study.get_trials(deepcopy=False)), datetime.now(UTC).isoformat(timespec="seconds")
+            self.study.set_user_attr(CHANGES, [*self.changes, {"at": now, "trials": trials, "what": what}])
+            self.record = self.record.model_copy(update={"sweep": sweep})
+            self.study.set_user_attr(ATTRIBUTE, self.record.model_dump(mode="json"))
 
 
 def study_folder(settings: Settings, name: str) -> Path:
@@ -117,15 +156,20 @@ def find_study(settings: Settings, name: str) -> OpenStudy | None:
     folder = study_folder(settings, name)
     if settings.storage is None and not (folder / "study.db").exists():
         return None
-    storage = open_storage(storage_url(settings.storage, folder))
-    if name not in optuna.get_all_study_names(storage):
+    return find_in(open_store(settings.storage or default_url(folder)), settings, name)
+
+
+def find_in(store: Store, settings: Settings, name: str) -> OpenStudy | None:
+    """The study `name` of `store`, if there is one."""
+    if name not in optuna.get_all_study_names(store.storage):
         return None
-    study = optuna.load_study(study_name=name, storage=storage, pruner=NopPruner())
+    study = optuna.load_study(study_name=name, storage=store.storage, **idle())
     if ATTRIBUTE not in study.user_attrs:
         return None  # its maker was killed before it said what it is: made again
-    opened = OpenStudy(study)
-    if settings.storage is None:  # the folder that holds study.db is the study's, also when it was moved
-        opened.record = opened.record.model_copy(update={"folder": folder})
+    opened = OpenStudy(study, store)
+    here = study_folder(settings, name)
+    if settings.storage is None or not opened.record.folder.is_dir():  # it may have been moved
+        opened.record = opened.record.model_copy(update={"folder": here})
     return opened
 
 
@@ -139,13 +183,15 @@ def load_study(settings: Settings, name: str) -> OpenStudy:
     if found is None:
         known = ", ".join(list_studies(settings)) or "none yet"
         raise StudyError(f"no study '{name}' in {settings.runs} (there: {known}); begin one with somvq sweep NAME")
+    if not found.record.folder.is_dir():
+        raise StudyError(f"study '{name}' has its runs in {found.record.folder}, which is not here; mount it, or --runs")
     return found
 
 
 def list_studies(settings: Settings) -> list[str]:
     """Names of the studies there are."""
     if settings.storage is not None:
-        return sorted(optuna.get_all_study_names(open_storage(settings.storage)))
+        return sorted(optuna.get_all_study_names(open_store(settings.storage).storage))
     return sorted(path.parent.name for path in settings.runs.glob("*/study.db"))
 
 
@@ -155,12 +201,17 @@ def create_or_resume(settings: Settings, record: StudyRecord) -> tuple[OpenStudy
     Raises:
         StudyError: a study of that name searches another space or trains on another cohort.
     """
-    with locked(record.folder / ".create.lock"):  # two commands that begin it at once begin one
-        found = find_study(settings, record.name)
+    record.folder.mkdir(parents=True, exist_ok=True)
+    if settings.storage is None and not (record.folder / "study.db").exists():
+        refuse_unknown_runs(record)  # before it gets a storage
+    store = open_store(settings.storage or default_url(record.folder))
+    with store.exclusive(record.name):  # two commands that begin it at once begin one
+        found = find_in(store, settings, record.name)
         if found is None:
-            return begin_study(settings, record), False
-    refuse_another_search(found.record, record.sweep, record.seed)
-    refuse_another_cohort(found.record, record.cohort_fingerprint, record.cohort_summary)
+            return begin_study(store, record), False
+        changes = refuse_another_search(found.record, record.sweep, record.seed)
+        refuse_another_cohort(found.record, record.cohort_fingerprint, record.cohort_summary)
+        found.change(record.sweep, changes.accepted)
     return found, True
 
 
@@ -173,21 +224,25 @@ def refuse_another_search(had: StudyRecord, sweep: Sweep, seed: int) -> Changes:
     return changes
 
 
-def begin_study(settings: Settings, record: StudyRecord) -> OpenStudy:
+def begin_study(store: Store, record: StudyRecord) -> OpenStudy:
     """A new study, or one whose maker was killed before it said what it is."""
+    refuse_unknown_runs(record)
+    study = optuna.create_study(
+        study_name=record.name,
+        storage=store.storage,
+        directions=[goal.goal for goal in record.sweep.goals],
+        load_if_exists=True,
+        **idle(),
+    )
+    study.set_user_attr(ATTRIBUTE, record.model_dump(mode="json"))
+    return OpenStudy(study, store)
+
+
+def refuse_unknown_runs(record: StudyRecord) -> None:
+    """Trials of a new study would go on in the folders of another one."""
     if any(record.folder.glob("[0-9]*/config.json")):
         advice = "move it away, or give the new study a name: --study NAME"
         raise StudyError(f"{record.folder} holds runs of a study that its storage does not know; {advice}")
-    storage = open_storage(storage_url(settings.storage, record.folder))
-    study = optuna.create_study(
-        study_name=record.name,
-        storage=storage,
-        directions=[goal.goal for goal in record.sweep.goals],
-        pruner=NopPruner(),  # what lags is read from ledgers
-        load_if_exists=True,
-    )
-    study.set_user_attr(ATTRIBUTE, record.model_dump(mode="json"))
-    return OpenStudy(study)
 
 
 def refuse_another_cohort(record: StudyRecord, fingerprint: str, summary: str) -> None:
@@ -196,6 +251,11 @@ def refuse_another_cohort(record: StudyRecord, fingerprint: str, summary: str) -
         had, has = f"{record.cohort_fingerprint} ({record.cohort_summary})", f"{fingerprint} ({summary})"
         advice = "Give a new study a name: --study NAME"
         raise StudyError(f"study '{record.name}' is on another cohort: {had}, not {has}. {advice}")
+
+
+def idle() -> dict[str, Any]:
+    """A sampler and a pruner that do nothing: ours are asked beside the study (claim.py, trial.py)."""
+    return {"sampler": RandomSampler(), "pruner": NopPruner()}
 
 
 def new_uid() -> str:

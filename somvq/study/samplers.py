@@ -31,6 +31,10 @@ class Joint(TPESampler):
             return {}
         return {name: kind for name, kind in sorted(self.space.items()) if not kind.single()}
 
+    def sample_relative(self, study: Study, trial: FrozenTrial, search_space: Space) -> dict[str, Any]:
+        """Of a trial to come: Optuna's own would note them in its storage, to be seen before they are its settings."""
+        return self._sample_relative(study, trial, search_space)
+
 
 class Grid(BaseSampler):
     """The first combination of values, in the file's order, that no other trial of the study has."""

@@ -28,7 +28,7 @@ class Interrupted(Exception):
     pass
 
 
-def fit(run: Run, should_stop: Callable[[], bool] = lambda: False) -> None:
+def fit(run: Run, should_stop: Callable[[], bool], still_ours: Callable[[], bool]) -> None:
     study = run.folder.parent.parent if run.folder.parent.name == "stages" else run.folder.parent
     plan = read_plan(study / "plan.json")
     own = plan.get("trials", {}).get(run.folder.name, {})
@@ -45,8 +45,8 @@ def fit(run: Run, should_stop: Callable[[], bool] = lambda: False) -> None:
                 raise Interrupted(f"stopped in epoch {epoch}")
             time.sleep(0.01)
         row = {"epoch": epoch, **measure(run, own, epoch), "time/epoch_s": time.monotonic() - began}
-        if should_stop():
-            raise Interrupted(f"stopped in epoch {epoch}")
+        if not still_ours():
+            raise Interrupted(f"given to another in epoch {epoch}")
         write_whole(run.checkpoint, lambda file, row=row: file.write(json.dumps(row).encode()))  # type: ignore[misc]
         run.append(row)
 

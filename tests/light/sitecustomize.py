@@ -3,7 +3,9 @@
 import importlib.abc
 import importlib.machinery
 import importlib.util
+import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -19,3 +21,7 @@ class Light(importlib.abc.MetaPathFinder):
 
 
 sys.meta_path.insert(0, Light())
+
+if ahead := float(os.environ.get("LIGHT_SKEW_S", "0")):  # a machine whose clock is wrong
+    right = time.time
+    time.time = lambda: right() + ahead
