@@ -77,6 +77,8 @@ def visible_gpus() -> list[str]:
 def gpus_in_use() -> float:
     """How many GPUs a training of this process has: one, or its share of one; 0 where there is none."""
     return float(os.environ.get(GPU_SHARE, "1")) if visible_gpus() else 0.0
+
+
 def machine() -> str:
     """Which machine this is, since its last start, and in which of its spaces of process numbers we are."""
     space = Path("/proc/self/ns/pid")

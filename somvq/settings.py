@@ -24,7 +24,6 @@ class Settings(BaseSettings):
     cohort: Path | None = Field(None, description="folder of T1 volumes, or a manifest; none: the demo cohort")
     runs: Path = Field(Path("runs"), description="where studies and their runs are kept")
     cohorts: Path = Field(Path("cohorts"), description="where the demo cohort and prepared cohorts are kept")
-    storage: str | None = Field(None, description="where Optuna keeps trials; none: study.db in the study's folder")
     lease_s: float = Field(120, gt=0, description="seconds of silence after which a worker is taken for dead")
     outage_s: float = Field(900, gt=0, description="seconds that workers wait for a storage that does not answer")
     storage: str | None = Field(

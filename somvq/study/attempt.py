@@ -59,6 +59,7 @@ def main(folder: Path, parent: int, token: str = "") -> int:
 
     for number in STOPS:
         signal.signal(number, stop)
+
     def still_ours() -> bool:
         return not token or holds(folder, token)
 
@@ -164,7 +165,7 @@ def in_one_line(error: Exception) -> str:
 def take(lock: IO[str], token: str) -> None:
     """Waits for the run's previous attempt to be gone, and says that this one has it.
 
-    With a `token` the run is ours by right: a previous attempt on this machine that does not go (it may be suspended) is
+    With a `token` the run is ours by right: a previous attempt on this machine that does not go (it may sleep) is
     ended, and one on another is left to find out that it lost the run.
     """
     patience = time.monotonic() + (FENCED_S if token else TAKEOVER_S)

@@ -87,7 +87,7 @@ def silence(folder: Path) -> float:
 
 
 def last_beat(folder: Path) -> float:
-    """When the holder of the run at `folder` last said that it lives, by the file server's clock; 0 if there is none."""
+    """When the holder of the run at `folder` last said that it lives, by the file server's clock; 0 for none."""
     try:
         return (folder / FILE).stat().st_mtime
     except FileNotFoundError:

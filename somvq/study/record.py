@@ -184,7 +184,9 @@ def load_study(settings: Settings, name: str) -> OpenStudy:
         known = ", ".join(list_studies(settings)) or "none yet"
         raise StudyError(f"no study '{name}' in {settings.runs} (there: {known}); begin one with somvq sweep NAME")
     if not found.record.folder.is_dir():
-        raise StudyError(f"study '{name}' has its runs in {found.record.folder}, which is not here; mount it, or --runs")
+        raise StudyError(
+            f"study '{name}' has its runs in {found.record.folder}, which is not here; mount it, or --runs"
+        )
     return found
 
 

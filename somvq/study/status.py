@@ -8,11 +8,12 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from somvq.definitions import Sweep
 from somvq.runs import FINISHED, Row, Run
 from somvq.settings import mask
 from somvq.study.claim import REASON, SAME_AS
-from somvq.study.lease import LEASE_S, is_alive, read_lease, silence
 from somvq.study.fork import COPIED_FROM
+from somvq.study.lease import LEASE_S, is_alive, read_lease, silence
 from somvq.study.record import OpenStudy
 from somvq.study.stops import HOUR_S, asked_to_stop, span, union
 
@@ -174,9 +175,9 @@ def read_status(opened: OpenStudy) -> Status:
     trials = opened.study.get_trials(deepcopy=False)
     for trial in trials:
         if trial.number not in opened.over:
-            status = trial_status(trial, record.run(trial.number))
-            if status.state in ENDED:
-                opened.over[trial.number] = status
+            found = trial_status(trial, record.run(trial.number), record.sweep)
+            if found.state in ENDED:
+                opened.over[trial.number] = found
     stages = {folder.name: run_status(Run(folder)) for folder in sorted(record.folder.glob("stages/*ae-*"))}
     baseline = record.cohort / "baseline.json"
     status = Status(
@@ -186,7 +187,7 @@ def read_status(opened: OpenStudy) -> Status:
         folder=str(record.folder),
         cohort=record.cohort_summary,
         storage=mask(opened.store.url),
-        trials=[opened.over.get(t.number) or trial_status(t, record.run(t.number)) for t in trials],
+        trials=[opened.over.get(t.number) or trial_status(t, record.run(t.number), record.sweep) for t in trials],
         baseline=json.loads(baseline.read_text()) if baseline.exists() else {},
         stages=stages,
         whole=record.sweep.combinations() == len(trials),
@@ -214,9 +215,9 @@ def run_status(run: Run) -> TrialStatus:
     return follow(TrialStatus(-1, state if alive else "waiting", {}), run)
 
 
-def trial_status(trial: FrozenTrial, run: Run) -> TrialStatus:
+def trial_status(trial: FrozenTrial, run: Run, sweep: Sweep) -> TrialStatus:
     """A trial by what Optuna and its folder say of it."""
-    status = TrialStatus(trial.number, LABELS[trial.state], dict(trial.params))
+    status = TrialStatus(trial.number, LABELS[trial.state], sweep.named(trial.params))
     status.reason = str(trial.user_attrs.get(REASON, ""))
     status.values = list(trial.values) if trial.state == TrialState.COMPLETE else None
     status.violated = [name for name, value in trial.constraints.items() if value > 0]

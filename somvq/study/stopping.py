@@ -46,7 +46,9 @@ def stop_trial(opened: OpenStudy, number: int, settings: Settings, console: Cons
     elif not await_that(lambda: find_state(opened, number) in ENDED):
         console.print(f"trial {number}: its worker on {trial.host} did not answer yet; it stops when it does")
         return
-    console.print(f"trial {number} is stopped after {len(opened.record.run(number).rows())} epochs, and counts as pruned")
+    console.print(
+        f"trial {number} is stopped after {len(opened.record.run(number).rows())} epochs, and counts as pruned"
+    )
 
 
 def find_trial(opened: OpenStudy, number: int) -> TrialStatus:

@@ -14,8 +14,8 @@ from somvq.errors import RunError
 from somvq.executors.job import Executor, Job
 from somvq.storages import explain, is_away
 from somvq.study.record import OpenStudy
-from somvq.study.status import Status, TrialStatus, describe_params, read_status
-from somvq.study.tables import progress_table
+from somvq.study.status import Status, TrialStatus, read_status
+from somvq.study.tables import describe_params, progress_table
 from somvq.study.worker import BLOCKED, Stop
 
 POLL_S = 0.2
@@ -108,7 +108,9 @@ class Supervisor:
                 raise RunError(f"worker {slot} gave up: {last_line(job.log)}; see {job.log}")
             elif ended != 0:
                 self.count_restart(job)
-                self.console.print(f"worker {slot} died ({describe_exit(ended)}); its trial goes on from its checkpoint")
+                self.console.print(
+                    f"worker {slot} died ({describe_exit(ended)}); its trial goes on from its checkpoint"
+                )
                 self.start(slot)
 
     def count_restart(self, job: Job) -> None:

@@ -76,12 +76,11 @@ class Conductor:
         Raises:
             Blocked: no trial could be trained here now.
         """
-        ending: Ending
         try:
             ending, reason = self.train()
             patiently(lambda: self.tell(ending, reason), self.keep_hold, self.settings.outage_s)
         except Stopped:
-            ending = "interrupted"
+            return "interrupted"
         except Lost:
             return "lost"
         except OSError as error:
@@ -240,7 +239,7 @@ class Conductor:
         last = rows[-1] if rows else {}
         told = values(self.sweep, last)
         if ending == "complete" and told is None:
-            ending, reason = "failed", missing(self.sweep, last)
+            ending, reason = "failed", f"{missing(self.sweep, last)} was not measured"
         out_of_memory = ending == "failed" and [a.outcome for a in self.claim.run.attempts()][-1:] == ["memory"]
         with suppress(UpdateFinishedTrialError):
             if reason:

@@ -59,7 +59,7 @@ class Worker:
 
     def work(self) -> int:
         """Until nothing is left to take; the exit status."""
-        while not (why := self.why_stop()):
+        while not (why := self.why_stop(now=True)):
             try:
                 if patiently(self.keeps_failing, self.heed, self.settings.outage_s):
                     return 1
@@ -89,14 +89,14 @@ class Worker:
         if self.why_stop():
             raise Stopping
 
-    def why_stop(self) -> str:
-        """Why this worker is to end; empty while it is not."""
+    def why_stop(self, *, now: bool = False) -> str:
+        """Why this worker is to end; empty while it is not. What is used up is looked at `now`, or now and then."""
         if self.stop.asked():
             return f"told to by {signal.Signals(self.stop.signal).name}"
         folder = self.opened.record.folder
         if asked_to_stop(folder):
             return "somvq stop was said"
-        if time.monotonic() - self.looked > LOOK_S:
+        if now or time.monotonic() - self.looked > LOOK_S:
             self.looked = time.monotonic()
             with suppress(Exception):  # a storage that is away sets no limit
                 self.used_up = self.opened.limits.reached(*read_usage(folder))

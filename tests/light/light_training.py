@@ -37,7 +37,7 @@ def fit(run: Run, should_stop: Callable[[], bool], still_ours: Callable[[], bool
         run.reconcile(last)
     for epoch in range(int(last["epoch"]) + 1 if last else 1, run.record.config.epochs + 1):
         note(study, f"{run.folder.name} {epoch}")
-        if own.get("at", 0) == epoch and not (own.get("raise") == "memory" and run.progress().micro_batch == own["fits"]):
+        if own.get("at", 0) == epoch and not fits(run, own):
             befall(own)
         began = time.monotonic()
         while time.monotonic() - began < own.get("epoch_s", plan.get("epoch_s", 0.05)):
@@ -49,6 +49,11 @@ def fit(run: Run, should_stop: Callable[[], bool], still_ours: Callable[[], bool
             raise Interrupted(f"given to another in epoch {epoch}")
         write_whole(run.checkpoint, lambda file, row=row: file.write(json.dumps(row).encode()))  # type: ignore[misc]
         run.append(row)
+
+
+def fits(run: Run, own: dict[str, Any]) -> bool:
+    """Whether memory suffices for so many scans at once."""
+    return own["raise"] == "memory" and run.progress().micro_batch == own["fits"]
 
 
 def read_plan(path: Any) -> dict[str, Any]:

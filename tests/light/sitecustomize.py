@@ -1,4 +1,4 @@
-"""On the path of a test's commands, has them train by `light_training` instead of `somvq.training`; all else is real."""
+"""On the path of a test's commands: they train by `light_training` instead of `somvq.training`; all else is real."""
 
 import importlib.abc
 import importlib.machinery
