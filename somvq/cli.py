@@ -71,6 +71,12 @@ def main() -> None:
         status = fail("out of memory; ask the cluster for more, or give smaller scans: --voxel-mm, --shape", 1)
     except Stopped as stopped:
         status = fail("stopped; the same command goes on", stopped.status)
+    except Exception as error:
+        from somvq.storages import explain, is_away
+
+        if not is_away(error):
+            raise
+        status = fail(f"the study's storage does not answer ({explain(error)}); nothing is lost, ask again later", 1)
     sys.exit(status)
 
 
@@ -595,9 +601,10 @@ def choose_place(job: str, workers: int | None, per_gpu: int | None) -> "JobDefi
     """Where workers run, and how many."""
     from somvq.definitions import find_definition, read_job
 
-    said = {"workers": workers, "workers_per_gpu": per_gpu}
     place = read_job(find_definition("jobs", job))
-    return place.model_copy(update={name: count for name, count in said.items() if count is not None})
+    said = {"workers": ("--workers", workers), "workers_per_gpu": ("--per-gpu", per_gpu)}
+    told = {key: at_least_one(name, count) for key, (name, count) in said.items() if count is not None}
+    return place.model_copy(update=told)
 
 
 def choose_limits(hours: float | None, gpu_hours: float | None) -> "Limits":

@@ -52,10 +52,8 @@ SetOption = Annotated[
 TrialsOption = Annotated[
     int | None, option(help="Trials in all, those the study has included.", unset="the sweep's run_cap")
 ]
-WorkersOption = Annotated[
-    int | None, option(help="Workers at once.", unset="the job's, else one for each GPU, or one", min=1)
-]
-PerGpuOption = Annotated[int | None, option(help="Workers that share a GPU.", unset="the job's, else 1", min=1)]
+WorkersOption = Annotated[int | None, option(help="Workers at once.", unset="the job's, else one for each GPU, or one")]
+PerGpuOption = Annotated[int | None, option(help="Workers that share a GPU.", unset="the job's, else 1")]
 HoursOption = Annotated[
     float | None, option(help="Stop when the study has been worked on for this long in all.", unset="no limit")
 ]

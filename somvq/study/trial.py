@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cached_property
 from typing import Literal
 
 from optuna.exceptions import UpdateFinishedTrialError
@@ -63,12 +64,16 @@ class Conductor:
     ):
         self.opened, self.claim, self.tracker, self.stopping = opened, claim, tracker, stopping
         self.settings, self.sweep = settings, opened.record.sweep
-        self.trial = Trial(opened.study, claim.trial._trial_id)
         self.leases = [claim.lease]
         rows = len(claim.run.rows()) if claim.taken_over else 0
         self.reported = max(claim.trial.intermediate_values, default=0)  # steps are write-once in Optuna
         self.judged = max(self.reported, rows - 1)  # what a predecessor let pass is not judged by later rivals
         self.ask_again = 0.0  # when, after the storage did not answer
+
+    @cached_property
+    def trial(self) -> Trial:
+        """Optuna's, made when its storage answers."""
+        return Trial(self.opened.study, self.claim.trial._trial_id)
 
     def conduct(self) -> Ending:
         """Trains the trial and tells how it ended; `interrupted` and `lost` are not told, the trial goes on.
@@ -172,10 +177,10 @@ class Conductor:
         finally:
             if child.poll() is None:  # something unforeseen: nothing may go on without its worker
                 child_process.end(child)
+            self.tracker.finish(outcome if outcome in FINISHED else "interrupted")
             if lease.held():
                 told = {"ended": clock(run.folder), "outcome": outcome, "epochs": len(run.rows()) - before}
                 run.note_attempt(noted.model_copy(update={**told, "reason": run.progress().reason}))
-            self.tracker.finish(outcome if outcome in FINISHED else "interrupted")
 
     def keep_hold(self) -> None:
         """Beats; raises if this worker is to stop or has lost the trial."""
