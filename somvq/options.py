@@ -44,7 +44,7 @@ SetOption = Annotated[
     list[str] | None,
     option(
         "--set",
-        help="Fix a parameter, or give it [values] or a {range}; may be repeated.",
+        help="Fix a parameter, or give it a list or a range of values; may be repeated.",
         unset=False,
         metavar="KEY=VALUE",
     ),

@@ -236,18 +236,19 @@ def trial_status(trial: FrozenTrial, run: Run, sweep: Sweep) -> TrialStatus:
 
 def follow(status: TrialStatus, run: Run) -> TrialStatus:
     """Adds what the run's folder says."""
-    if not (run.folder / "config.json").exists():
+    try:
+        status.epochs, status.stage_epochs = run.lengths()
+    except (FileNotFoundError, ValueError):  # not begun, or damaged: its worker says so
         return status
-    rows, progress, attempts = run.rows(), run.progress(), run.attempts()
-    status.row = rows[-1] if rows else {}
-    status.stage_epochs = run.record.config.ae_epochs if run.record.stages else 0
-    status.epoch, status.epochs = int(status.row.get("epoch", 0)), run.record.config.epochs
+    progress, attempts = run.progress(), run.attempts()
+    status.row = run.last_row()
+    status.epoch = int(status.row.get("epoch", 0))
     status.reason = status.reason or progress.reason
     status.attempts, status.micro_batch = len(attempts), progress.micro_batch
     status.last_outcome = attempts[-1].outcome if attempts else ""
     status.spans = [(*span(run, attempt), attempt.gpus) for attempt in attempts]
-    if rows and status.state == "running":
-        pace = sum(row["time/epoch_s"] for row in rows) / len(rows)
+    if status.epoch and status.state == "running":
+        pace = sum(row["time/epoch_s"] for row in run.rows()) / status.epoch
         status.seconds_left = pace * (status.epochs - status.epoch)
     return status
 

@@ -218,15 +218,18 @@ class Conductor:
         if lags(self.sweep, epoch, row[monitor], theirs):
             raise Pruned(f"{monitor} {describe(row[monitor])} lagged behind at epoch {epoch}")
 
-    def report(self, rows: list[Row]) -> None:
-        """Tells Optuna of epochs that it does not know; later, if its storage does not answer now."""
+    def report(self, rows: list[Row], *, over: bool = False) -> None:
+        """Tells Optuna of milestones that it does not know; later, if its storage does not answer now.
+
+        Not of every epoch: each is a commit, and each worker that starts reads them all.
+        """
         metric = self.sweep.goals[0].name
         if len(self.sweep.goals) > 1 or time.monotonic() < self.ask_again:
             return  # Optuna keeps no curves of several objectives
         try:
             for row in rows:
                 epoch = int(row["epoch"])
-                if epoch > self.reported and metric in row:
+                if epoch > self.reported and metric in row and (is_milestone(epoch) or (over and row is rows[-1])):
                     self.trial.report(row[metric], epoch)
                     self.reported = epoch
         except UpdateFinishedTrialError:
@@ -263,7 +266,7 @@ class Conductor:
     def report_rest(self, rows: list[Row]) -> None:
         """Also what the storage did not answer to while the trial was trained."""
         self.ask_again = 0.0
-        self.report(rows)
+        self.report(rows, over=True)
 
     def constrain(self, violated: dict[str, float]) -> None:
         """Sets constraints, each once: Optuna ignores a second value."""
@@ -271,6 +274,11 @@ class Conductor:
         for name, value in violated.items():
             if name not in known:
                 self.trial.set_constraint(name, value)
+
+
+def is_milestone(epoch: int) -> bool:
+    """Whether `epoch` is 1, 2 or 5 times a power of ten."""
+    return str(epoch).rstrip("0") in ("1", "2", "5")
 
 
 def begin(run: Run, lease: Lease) -> Attempt:
