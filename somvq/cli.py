@@ -49,6 +49,7 @@ ADVICE = {
     errno.EDQUOT: f"{ELSEWHERE}; or free space there",
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR), ELSEWHERE),
 }
+MOST_TRIALS = 60  # that status shows where it is not told to show --all
 FILE_WIDTH = 150  # of tables that go into a file or a pipe
 
 
@@ -272,13 +273,14 @@ def status(
     study: Annotated[str | None, typer.Argument(help="The study's name.", show_default="all studies")] = None,
     json_: JsonOption = False,
     watch: Annotated[bool, typer.Option("--watch", help="Look again every two seconds.")] = False,
+    all_: Annotated[bool, typer.Option("--all", help="Every trial, where a study has hundreds.")] = False,
     runs: RunsOption = None,
     storage: StorageOption = None,
 ) -> None:
     """Say how far studies are: trials done, under way, waiting, failed, and why; and what would mend what is wrong."""
     from somvq.settings import read_settings
     from somvq.study.advice import advise
-    from somvq.study.record import list_studies, load_study
+    from somvq.study.record import list_studies, look_at_study
     from somvq.study.status import read_status, silence_optuna
     from somvq.study.tables import progress_table, summary_line
 
@@ -289,7 +291,7 @@ def status(
         known = []
         for name in list_studies(settings):
             try:
-                known.append(read_status(load_study(settings, name)))
+                known.append(read_status(look_at_study(settings, name)))
             except SomvqError as error:  # one that cannot be read hides no other
                 fail(str(error), error.exit_status)
         lines = [summary_line(found) for found in known] or [
@@ -297,14 +299,14 @@ def status(
         ]
         print(json.dumps([found.as_json() for found in known]) if json_ else "\n".join(lines))
         return
-    opened = load_study(settings, study)
+    opened = look_at_study(settings, study)
     if watch:
         watch_status(opened, console, as_json=json_)
     elif json_:
-        print(json.dumps(read_status(opened).as_json(), indent=2))
+        print(json.dumps(read_status(opened).as_json(), indent=2 if sys.stdout.isatty() else None))
     else:
         found = read_status(opened)
-        console.print(progress_table(found, console.width))
+        console.print(progress_table(found, console.width, None if all_ else MOST_TRIALS))
         console.print(advise(found), soft_wrap=True)
 
 

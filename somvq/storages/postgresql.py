@@ -11,7 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from somvq.errors import StudyError
 from somvq.settings import mask
-from somvq.storages.store import Store, open_database
+from somvq.storages.store import Database, open_database
 
 DRIVER = "postgresql+psycopg"
 ALIVE = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 6}  # seconds
@@ -29,7 +29,7 @@ NOTICE_LOST_HOSTS = text(  # the server, too, within 90 s, not two hours
 LOCK, UNLOCK = text("SELECT pg_advisory_lock(:key)"), text("SELECT pg_advisory_unlock(:key)")
 
 
-class PostgreSQL(Store):
+class PostgreSQL(Database):
     """postgresql://USER@HOST/DATABASE; the password may come from PGPASSWORD or ~/.pgpass."""
 
     def __init__(self, url: str):

@@ -12,12 +12,12 @@ from sqlalchemy import event
 from somvq.errors import StudyError
 from somvq.files import locked
 from somvq.settings import mask
-from somvq.storages.store import Store, file_of, open_database
+from somvq.storages.store import Database, file_of, open_database
 
 WAIT_S = 60  # for another process's transaction
 
 
-class SQLite(Store):
+class SQLite(Database):
     """sqlite:///PATH, with a write-ahead log and BEGIN IMMEDIATE.
 
     With Optuna's defaults two workers can take the same trial (measured: 45 executions of 40 queued trials).

@@ -173,6 +173,13 @@ def find_in(store: Store, settings: Settings, name: str) -> OpenStudy | None:
     return opened
 
 
+def look_at_study(settings: Settings, name: str) -> OpenStudy:
+    """The study `name`, as load_study, for who only looks: its trials come without their curves, and quicker."""
+    opened = load_study(settings, name)
+    opened.store.leave_out_curves()
+    return opened
+
+
 def load_study(settings: Settings, name: str) -> OpenStudy:
     """The study `name`.
 

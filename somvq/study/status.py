@@ -1,7 +1,7 @@
 """How far a study is, from its storage and its runs' folders, as data; tables.py shows it."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -55,6 +55,11 @@ class TrialStatus:
     def value(self) -> float | None:
         """Its value of the first goal."""
         return self.values[0] if self.values else None
+
+    def as_json(self) -> dict[str, Any]:
+        """For scripts."""
+        told = {name: value for name, value in vars(self).items() if name != "spans"}
+        return {**told, "value": self.value, "hours": sum(end - begin for begin, end, _ in self.spans) / HOUR_S}
 
 
 @dataclass
@@ -151,13 +156,10 @@ class Status:
     def as_json(self) -> dict[str, Any]:
         """For scripts."""
         best, overall = self.best(feasible=True), self.best(feasible=False)
-        told = asdict(self)
-        for trial, shown in zip(self.trials, told["trials"], strict=True):
-            shown.update(value=trial.value, hours=sum(end - begin for begin, end, _ in shown.pop("spans")) / HOUR_S)
-        for stage in told["stages"].values():
-            stage.pop("spans")
         return {
-            **told,
+            **vars(self),
+            "trials": [trial.as_json() for trial in self.trials],
+            "stages": {name: stage.as_json() for name, stage in self.stages.items()},
             "metric": self.metric,
             "goal": self.goals[0][1],
             "finished": self.finished,

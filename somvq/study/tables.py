@@ -56,7 +56,7 @@ def progress_table(status: Status, width: int, most: int | None = None) -> Table
         told = describe(float(value)) if value is not None else ""
         table.add_row(str(trial.number), styled(trial.state), *pace(trial), told, *extra, settings_and_reason(trial))
     if hidden:
-        table.add_row("…", Text(f"{hidden} more", "dim"))
+        table.add_row("…", Text(f"{hidden} more: --all", "dim"))
     return table
 
 
