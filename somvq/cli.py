@@ -280,7 +280,7 @@ def status(
     """Say how far studies are: trials done, under way, waiting, failed, and why; and what would mend what is wrong."""
     from somvq.settings import read_settings
     from somvq.study.advice import advise
-    from somvq.study.record import list_studies, look_at_study
+    from somvq.study.record import list_studies, load_study
     from somvq.study.status import read_status, silence_optuna
     from somvq.study.tables import progress_table, summary_line
 
@@ -291,7 +291,7 @@ def status(
         known = []
         for name in list_studies(settings):
             try:
-                known.append(read_status(look_at_study(settings, name)))
+                known.append(read_status(load_study(settings, name, looking=True)))
             except SomvqError as error:  # one that cannot be read hides no other
                 fail(str(error), error.exit_status)
         lines = [summary_line(found) for found in known] or [
@@ -299,7 +299,7 @@ def status(
         ]
         print(json.dumps([found.as_json() for found in known]) if json_ else "\n".join(lines))
         return
-    opened = look_at_study(settings, study)
+    opened = load_study(settings, study, looking=True)
     if watch:
         watch_status(opened, console, as_json=json_)
     elif json_:

@@ -18,7 +18,7 @@ import optuna
 import pytest
 import sqlalchemy
 from databases import PASSWORD, PostgreSQL
-from optuna.distributions import FloatDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
@@ -96,6 +96,35 @@ def test_a_trial_is_read_as_it_was_told(storage_url: str) -> None:
     assert first.intermediate_values == {1: 0.25}
     assert read.trials[1].params == waiting.params
     assert read.best_trial.number == 0
+
+
+def test_who_only_looks_sees_the_same_but_for_curves(storage_url: str) -> None:
+    store = open_store(storage_url)
+    study = optuna.create_study(study_name="study", storage=store.storage, directions=["minimize", "maximize"])
+    other = new_study(store, "other")
+    study.set_user_attr("target", 7)
+    for number in range(3):
+        trial = study.ask({**SPACE, "init": CategoricalDistribution(("ae", "random"))})
+        trial.set_user_attr("reason", f"é {number}")
+        trial.set_constraint("used >= 0.1", number - 1.0)
+        if number:
+            study.tell(trial, [float("inf"), -float(number)])
+        other.tell(other.ask(SPACE), 1.0)
+    seen = load(open_store(storage_url, looking=True))
+    assert seen.user_attrs == {"target": 7}
+    whole = load(open_store(storage_url))
+    for found, expected in zip(seen.get_trials(), whole.get_trials(), strict=True):
+        for name in ("number", "state", "values", "params", "distributions", "user_attrs", "constraints"):
+            assert getattr(found, name) == getattr(expected, name), name
+    study.tell(0, [0.5, 1.5])
+    assert [trial.state for trial in seen.get_trials()] == [TrialState.COMPLETE] * 3
+    assert seen.get_trials()[0].values == [0.5, 1.5]
+
+
+def test_who_only_looks_makes_nothing(tmp_path: Path) -> None:
+    with pytest.raises(optuna.exceptions.StorageInternalError):
+        optuna.get_all_study_names(open_store(f"sqlite:///{tmp_path / 'none.db'}", looking=True).storage)
+    assert not list(tmp_path.iterdir())
 
 
 def pop_queued(url: str, results: "multiprocessing.Queue[list[float]]") -> None:

@@ -11,7 +11,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from somvq.errors import StudyError
 from somvq.settings import mask
-from somvq.storages.store import Database, open_database
+from somvq.storages.glance import Glance
+from somvq.storages.store import Store, open_database
 
 DRIVER = "postgresql+psycopg"
 ALIVE = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 6}  # seconds
@@ -29,13 +30,16 @@ NOTICE_LOST_HOSTS = text(  # the server, too, within 90 s, not two hours
 LOCK, UNLOCK = text("SELECT pg_advisory_lock(:key)"), text("SELECT pg_advisory_unlock(:key)")
 
 
-class PostgreSQL(Database):
+class PostgreSQL(Store):
     """postgresql://USER@HOST/DATABASE; the password may come from PGPASSWORD or ~/.pgpass."""
 
-    def __init__(self, url: str):
+    def __init__(self, url: str, *, looking: bool = False):
         super().__init__(url)
         address = rewritten(url)
         self.locks = create_engine(address, poolclass=NullPool, isolation_level="AUTOCOMMIT", connect_args=CONNECT)
+        if looking:
+            self.storage = Glance(create_engine(address, poolclass=NullPool, connect_args=CONNECT))
+            return
         with advisory_lock(self.locks, TABLES):  # two that make its tables at once would break them
             storage = open_database(address, **POOL, connect_args=CONNECT)
         self.storage = get_storage(storage)

@@ -11,10 +11,7 @@ from typing import Any
 
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, RDBStorage
-from optuna.storages._rdb.models import TrialIntermediateValueModel
-from sqlalchemy import event, false
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, TimeoutError
-from sqlalchemy.orm import ORMExecuteState, with_loader_criteria
 
 from somvq.errors import StudyError
 from somvq.settings import mask
@@ -39,29 +36,12 @@ class Store(ABC):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {mask(self.url)}>"
 
-    def leave_out_curves(self) -> None:
-        """Reads trials without their intermediate values from now on, where that is quicker: for who only looks."""
-
     @abstractmethod
     def exclusive(self, name: str) -> AbstractContextManager[None]:
         """Holds what is called `name`, a study, for this process alone; freed however the process ends.
 
         Whoever wants it meanwhile waits as long as it takes.
         """
-
-
-class Database(Store):
-    """What SQLite and PostgreSQL share: Optuna's tables."""
-
-    def leave_out_curves(self) -> None:
-        """See Store: of 1,000 trials, half of the time goes into these rows."""
-        session = self.storage._backend.scoped_session.session_factory  # type: ignore[attr-defined]
-        none_of_them = with_loader_criteria(TrialIntermediateValueModel, false())
-
-        @event.listens_for(session, "do_orm_execute")
-        def on_execute(execution: ORMExecuteState) -> None:
-            if execution.is_select:
-                execution.statement = execution.statement.options(none_of_them)
 
 
 def file_of(url: str, path: str) -> Path:
