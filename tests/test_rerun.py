@@ -70,6 +70,7 @@ def begin(folder: Path, cohort: Cohort) -> OpenStudy:
     return create_or_resume(Settings(runs=folder / "runs"), record)[0]
 
 
+@pytest.mark.slow
 def test_a_trial_comes_out_the_same_and_one_whose_ledger_was_tampered_with_does_not(
     tmp_path: Path, tiny_cohort: Cohort, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -121,6 +121,7 @@ def test_a_sweep_leaves_what_it_promises_and_the_same_command_adds_nothing(place
     assert len(list(study.glob("stages/*"))) == 1
 
 
+@pytest.mark.slow
 def test_a_killed_trial_resumes_once(place: Path) -> None:
     """kill -9 of the worker, then of the whole command, then the same command again."""
     write_sweep(place, init="random", epochs=15)
@@ -228,6 +229,7 @@ def test_train_is_named_by_its_settings_and_resumes(place: Path) -> None:
     assert epochs_trained(Run(runs[0])) == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_study_whose_prepared_cohort_was_cleaned_away_prepares_it_again(place: Path) -> None:
     somvq(place, "sweep", "tiny", "--trials", "1", "--set", "epochs=1")
     shutil.rmtree(place / "cohorts")

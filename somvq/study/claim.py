@@ -23,6 +23,7 @@ from somvq.study.space import distributions, find_twin
 
 ASKS = 10  # for settings that no other trial has
 SAME_AS = "same_as"  # user attribute: the number of the trial whose settings these are
+OUT_OF_MEMORY = "memory"  # a constraint that is violated: the sampler keeps away from what does not fit
 REASON = "reason"  # user attribute: why a trial ended as it did
 
 

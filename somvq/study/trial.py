@@ -23,6 +23,7 @@ from somvq.settings import Settings
 from somvq.storages import is_away
 from somvq.study import child as child_process
 from somvq.study.attempt import INFRASTRUCTURE, OUT_OF_MEMORY
+from somvq.study.claim import OUT_OF_MEMORY as NO_MEMORY
 from somvq.study.claim import REASON, Claim
 from somvq.study.lease import Lease
 from somvq.study.outcome import missing, values, violations
@@ -35,7 +36,6 @@ from somvq.study.stops import asked_to_stop
 from somvq.tracking import Tracker
 
 POLL_S = 0.3
-OUT_OF_MEMORY_CONSTRAINT = "memory"  # so that the sampler keeps away from what does not fit
 
 Ending = State | Literal["lost"]
 
@@ -256,7 +256,7 @@ class Conductor:
                 self.report_rest(rows)
                 self.constrain(violations(self.sweep, last))
             if out_of_memory:
-                self.constrain({OUT_OF_MEMORY_CONSTRAINT: 1.0})
+                self.constrain({NO_MEMORY: 1.0})
             if ending == "complete":
                 study.tell(number, told, skip_if_finished=True)
             else:
