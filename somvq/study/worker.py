@@ -10,7 +10,7 @@ from types import FrameType
 from optuna.trial import FrozenTrial, TrialState
 
 from somvq.errors import StudyError
-from somvq.processes import die_with
+from somvq.processes import die_with, say
 from somvq.settings import Settings
 from somvq.storages import is_away
 from somvq.study.claim import Claim, claim_trial
@@ -69,7 +69,7 @@ class Worker:
             if claim is None:
                 return 0
             self.conduct(claim)
-        print(f"stops: {why}", flush=True)
+        say(f"stops: {why}")
         return 128 + self.stop.signal if self.stop.asked() else 0
 
     def claim(self) -> Claim | None:
@@ -79,10 +79,10 @@ class Worker:
     def conduct(self, claim: Claim) -> None:
         """Trains one trial, and says so."""
         number = claim.trial.number
-        print(f"trial {number}: {'taken over' if claim.taken_over else 'begun'}", flush=True)
+        say(f"trial {number}: {'taken over' if claim.taken_over else 'begun'}")
         ending = Conductor(self.opened, claim, self.tracker, self.why_stop, self.settings).conduct()
         reason = "this worker slept, and another has it now" if ending == "lost" else claim.run.progress().reason
-        print(f"trial {number}: {ending} {reason}".rstrip(), flush=True)
+        say(f"trial {number}: {ending} {reason}".rstrip())
 
     def heed(self) -> None:
         """Raises if this worker is to end."""
@@ -134,7 +134,7 @@ def work(settings: Settings, name: str, parent: int | None = None) -> int:
     except Stopping:
         return 128 + stop.signal
     except Blocked as blocked:
-        print(blocked, flush=True)
+        say(str(blocked))
         return BLOCKED
 
 
