@@ -34,7 +34,7 @@ def patiently(call: Callable[[], T], while_waiting: Callable[[], object], patien
                 raise
             if time.monotonic() > gives_up:
                 raise Blocked(
-                    f"the study's storage did not answer for {patience_s:.0f} s: {explain(error)}; "
+                    f"the study's storage did not answer for {patience_s:g} s: {explain(error)}; "
                     "nothing is lost, and the same command goes on when it does"
                 ) from error
             say(f"the study's storage does not answer ({explain(error)}); asking again")

@@ -9,10 +9,8 @@ from types import FrameType
 
 from optuna.trial import FrozenTrial, TrialState
 
-from somvq.errors import StudyError
 from somvq.processes import die_with, say
 from somvq.settings import Settings
-from somvq.storages import is_away
 from somvq.study.claim import Claim, claim_trial
 from somvq.study.patience import Blocked, patiently
 from somvq.study.record import OpenStudy, load_study
@@ -129,20 +127,10 @@ def work(settings: Settings, name: str, parent: int | None = None) -> int:
             raise Stopping
 
     try:
-        worker = patiently(lambda: Worker(open_study(settings, name), settings, stop), heed, settings.outage_s)
+        worker = patiently(lambda: Worker(load_study(settings, name), settings, stop), heed, settings.outage_s)
         return worker.work()
     except Stopping:
         return 128 + stop.signal
     except Blocked as blocked:
         say(str(blocked))
         return BLOCKED
-
-
-def open_study(settings: Settings, name: str) -> OpenStudy:
-    """The study; a storage that is away is told apart from one that does not know it."""
-    try:
-        return load_study(settings, name)
-    except StudyError as error:
-        if error.__cause__ is not None and is_away(error.__cause__):
-            raise error.__cause__ from error
-        raise
