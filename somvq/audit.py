@@ -136,8 +136,15 @@ def read_checkout(folder: str) -> Checkout | None:
         dirty=dirty,
         diff_sha256=hashlib.sha256(diff).hexdigest() if diff else "",
         untracked=tuple(untracked[:UNTRACKED]),
-        patch=diff if diff and len(diff) <= PATCH_BYTES else b"",
+        patch=hide_passwords(diff) if diff and len(diff) <= PATCH_BYTES else b"",
     )
+
+
+def hide_passwords(diff: bytes) -> bytes:
+    """`diff`, whose lines may be of a somvq.yaml that has a database's password."""
+    from somvq.settings import mask
+
+    return mask(diff.decode(errors="surrogateescape")).encode(errors="surrogateescape")
 
 
 def ask_git(folder: str, *words: str) -> bytes | None:

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from somvq.definitions import JobDefinition, Sweep
     from somvq.settings import Settings
     from somvq.study.record import OpenStudy
-    from somvq.study.stops import Limits
 
 EPILOG = "First steps: somvq sweep psom --trials 4, without data or account, trains on synthetic brains."
 app = typer.Typer(no_args_is_help=True, add_completion=False, epilog=EPILOG, pretty_exceptions_enable=False)
@@ -290,6 +289,8 @@ def status(
     silence_optuna()
     console = plain_console()
     settings = read_settings(runs=runs, storage=storage)
+    if study is None and watch:
+        raise DefinitionError("--watch needs a study: somvq status STUDY --watch")
     if study is None:
         known = []
         for name in list_studies(settings):
@@ -304,7 +305,8 @@ def status(
         return
     opened = load_study(settings, study, looking=True)
     if watch:
-        watch_status(opened, console, as_json=json_)
+        with suppress(Stopped):  # Ctrl-C is how one leaves
+            watch_status(opened, console, as_json=json_)
     elif json_:
         print(json.dumps(read_status(opened).as_json(), indent=2 if sys.stdout.isatty() else None))
     else:
@@ -612,14 +614,13 @@ def choose_place(job: str, workers: int | None, per_gpu: int | None) -> "JobDefi
     return place.model_copy(update=told)
 
 
-def choose_limits(hours: float | None, gpu_hours: float | None) -> "Limits":
-    """What the study may use up; none where nothing was said."""
-    from somvq.study.stops import Limits
-
-    for option_, value in (("--hours", hours), ("--gpu-hours", gpu_hours)):
-        if value is not None and not 0 < value < float("inf"):
-            raise DefinitionError(f"{option_} {value:g} is no limit: give a number above 0, as in {option_} 12")
-    return Limits(hours=hours, gpu_hours=gpu_hours)
+def choose_limits(hours: float | None, gpu_hours: float | None) -> dict[str, float]:
+    """What was said of what the study may use up."""
+    said = {"hours": ("--hours", hours), "gpu_hours": ("--gpu-hours", gpu_hours)}
+    for option_, value in said.values():
+        if value is not None and not value > 0:
+            raise DefinitionError(f"{option_} {value:g} is no limit: give a number above 0, or inf for none")
+    return {name: value for name, (_, value) in said.items() if value is not None}
 
 
 def choose_split(split: str) -> "Split":

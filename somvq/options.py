@@ -55,10 +55,18 @@ TrialsOption = Annotated[
 WorkersOption = Annotated[int | None, option(help="Workers at once.", unset="the job's, else one for each GPU, or one")]
 PerGpuOption = Annotated[int | None, option(help="Workers that share a GPU.", unset="the job's, else 1")]
 HoursOption = Annotated[
-    float | None, option(help="Stop when the study has been worked on for this long in all.", unset="no limit")
+    float | None,
+    option(
+        help="Stop when the study has been worked on for this long in all; inf: no limit any more.", unset="no limit"
+    ),
 ]
 GpuHoursOption = Annotated[
-    float | None, option("--gpu-hours", help="Stop when its attempts have used this much of GPUs.", unset="no limit")
+    float | None,
+    option(
+        "--gpu-hours",
+        help="Stop when its attempts have used this much of GPUs; inf: no limit any more.",
+        unset="no limit",
+    ),
 ]
 JobOption = Annotated[str, option(help="Where workers run: a path, ./jobs/NAME.yaml, or a shipped one.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="For scripts.")]

@@ -85,4 +85,4 @@ def origin(name: str, spoken: dict[str, Any]) -> str:
 def mask(value: Any) -> str:
     """`value` as text, with the password of a URL hidden."""
     hidden = re.sub(r"(://[^:/@\s]*:)\S+@", r"\1***@", str(value))
-    return re.sub(r"([?&](?:password|passwd|token|key)=)[^&\s]+", r"\1***", hidden, flags=re.IGNORECASE)
+    return re.sub(r"([?&]\w*(?:password|passwd|token|key)=)[^&\s]+", r"\1***", hidden, flags=re.IGNORECASE)

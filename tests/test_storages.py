@@ -122,8 +122,9 @@ def test_who_only_looks_sees_the_same_but_for_curves(storage_url: str) -> None:
 
 
 def test_who_only_looks_makes_nothing(tmp_path: Path) -> None:
-    with pytest.raises(optuna.exceptions.StorageInternalError):
-        optuna.get_all_study_names(open_store(f"sqlite:///{tmp_path / 'none.db'}", looking=True).storage)
+    for url in (f"sqlite:///{tmp_path / 'none.db'}", f"journal://{tmp_path / 'none.journal'}"):
+        with pytest.raises(StudyError, match=r"is not there; a sweep makes it"):
+            open_store(url, looking=True)
     assert not list(tmp_path.iterdir())
 
 

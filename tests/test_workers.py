@@ -322,14 +322,14 @@ def test_hours_are_counted_over_resumes_and_stop_without_loss(lab: Lab) -> None:
     lab.plan(epoch_s=0.5)
     output = lab.run("sweep", "tiny", "--trials", "2", "--hours", "0.0002")
     assert "0.0002 hours are used up" in output
-    assert "--hours 0.0004 goes on" in output
     status = lab.status()
+    assert f"--hours {status['hours'] * 2:.3g} goes on" in output
     assert status["finished"] < 2
     assert status["hours"] >= 0.0002
     again = lab.run("resume", "tiny")
     assert "hours are used up" in again
     assert lab.status()["trials"] == status["trials"]
-    lab.run("resume", "tiny", "--hours", "1")
+    lab.run("resume", "tiny", "--hours", "inf")
     assert_exactly(lab, 2, repeated=2)
 
 
@@ -420,6 +420,46 @@ def test_a_widened_range_goes_on_and_is_recorded_and_another_space_needs_a_fork(
     assert [trial["values"] for trial in trials[:3]] == [trial["values"] for trial in lab.status()["trials"]]
     assert lab.begun("wide").keys() == {("0003", epoch) for epoch in range(1, 5)}
     assert "wide: 4 done" in lab.run("sweep", "tiny", "--trials", "4", "--fork", "wide")
+
+
+GRID = """
+method: grid
+metric: {name: val/ssim, goal: maximize}
+parameters: {epochs: {value: 4}}
+rows:
+  a: {model: psom, grid: 4x4, gamma: 0.2}
+  b: {model: psom, grid: 4x4, gamma: 0.3}
+"""
+
+
+def test_rows_added_while_workers_run_are_trained_by_them_too(lab: Lab) -> None:
+    lab.write_sweep(GRID)
+    lab.plan(epoch_s=0.5)
+    first = lab.start("sweep", "tiny")
+    wait_until(lambda: lab.run_of(0).rows(), process=first)
+    lab.write_sweep(GRID + "  c: {model: psom, grid: 4x4, gamma: 0.4}\n  d: {model: psom, grid: 4x4, gamma: 0.5}\n")
+    output = lab.run("sweep", "tiny")
+    assert "changed  row c was absent" in output
+    told = first.communicate(timeout=60)[0]
+    assert first.returncode == 0, told
+    status = assert_exactly(lab, 4)
+    assert [trial["params"]["row"] for trial in status["trials"]] == ["a", "b", "c", "d"]
+    assert {trial["same_as"] for trial in status["trials"]} == {None}
+
+
+def test_a_refused_fork_leaves_everything_as_it_was(lab: Lab, tiny_scans: Path) -> None:
+    lab.plan(epoch_s=0.01)
+    lab.run("sweep", "tiny", "--trials", "1")
+    lab.plan("other", epoch_s=0.01)
+    lab.run("sweep", "tiny", "--trials", "1", "--study", "other")
+    wider = ("sweep", "tiny", "--trials", "1", "--set", "gamma={min: 0.05, max: 2.0}", "--study", "tiny")
+    assert "--fork other: there is such a study, and no fork of tiny" in lab.run(*wider, "--fork", "other", status=2)
+    assert "--fork tiny: a study is no fork of itself" in lab.run(*wider, "--fork", "tiny", status=2)
+    assert lab.status("other")["changes"] == lab.status()["changes"] == []
+    told = lab.run(*wider, "--fork", "new", "--split", "3/1/1", status=2)
+    assert "study 'tiny' is on another cohort" in told
+    assert not (lab.folder / "runs" / "new").exists()
+    assert "1 finished trial of tiny copied" in lab.run(*wider, "--fork", "new")
 
 
 OBJECTIVES = (

@@ -36,7 +36,7 @@ class Journal(Store):
             raise StudyError(f"storage {mask(url)} names no file; give journal:///PATH")
         if path.startswith("/"):
             path = f"/{path.lstrip('/')}"
-        self.file = JournalFile(file_of(url, path).absolute())
+        self.file = JournalFile(file_of(url, path, there=looking).absolute(), looking=looking)
         self.storage = JournalStorage(self.file)
 
     @contextmanager
@@ -53,12 +53,13 @@ class Journal(Store):
 class JournalFile(BaseJournalBackend):
     """The file, and where in it each record begins."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, *, looking: bool = False):
         self.path = path
         self.lock = self.beside("lock")  # Optuna's name for it: its dashboard waits for us, and we for it
         self.starts = [0]  # by number of the record; the last one begins where all that was read ends
-        path.open("ab").close()
-        sweep(self.lock)
+        if not looking:
+            path.open("ab").close()
+            sweep(self.lock)
 
     def beside(self, end: str) -> Path:
         """A file beside the journal."""

@@ -1,11 +1,13 @@
 """A PostgreSQL database, for workers on many machines."""
 
 import hashlib
+import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from typing import Any
 
 from optuna.storages import get_storage
-from sqlalchemy import NullPool, create_engine, make_url, text
+from sqlalchemy import NullPool, create_engine, event, make_url, text
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -19,11 +21,11 @@ ALIVE = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 6
 CONNECT = {"connect_timeout": 10, "application_name": "somvq", **ALIVE}
 POOL = {"pool_pre_ping": True, "pool_size": 2, "max_overflow": 2}  # Optuna needs two connections to begin
 TABLES = "tables of Optuna"  # no study's name: those have no spaces
-WAIT_FOR_EVER = text(
+WAIT_FOR_EVER = (
     "SELECT set_config(name, '0', false) FROM pg_settings"
     " WHERE name IN ('lock_timeout', 'statement_timeout', 'idle_session_timeout')"
 )
-NOTICE_LOST_HOSTS = text(  # the server, too, within 90 s, not two hours
+NOTICE_LOST_HOSTS = (  # the server, too, within 90 s, not two hours
     "SELECT set_config('tcp_keepalives_idle', '30', false), set_config('tcp_keepalives_interval', '10', false),"
     " set_config('tcp_keepalives_count', '6', false)"
 )
@@ -36,7 +38,7 @@ class PostgreSQL(Store):
     def __init__(self, url: str, *, looking: bool = False):
         super().__init__(url)
         address = rewritten(url)
-        self.locks = create_engine(address, poolclass=NullPool, isolation_level="AUTOCOMMIT", connect_args=CONNECT)
+        self.locks = engine_of_locks(address)
         if looking:
             self.storage = Glance(create_engine(address, poolclass=NullPool, connect_args=CONNECT))
             return
@@ -66,16 +68,33 @@ def rewritten(url: str) -> str:
     return address.render_as_string(hide_password=False)
 
 
+def engine_of_locks(address: str) -> Engine:
+    """One connection, kept: to make it takes longer than what is done under a lock."""
+    pool = {"pool_size": 1, "max_overflow": 1, "pool_pre_ping": True}
+    engine = create_engine(address, isolation_level="AUTOCOMMIT", connect_args=CONNECT, **pool)
+
+    @event.listens_for(engine, "connect")
+    def on_connect(connection: Any, _: Any) -> None:
+        for statement in (WAIT_FOR_EVER, NOTICE_LOST_HOSTS):
+            connection.execute(statement)
+        connection.commit()
+
+    weakref.finalize(engine, engine.pool.dispose)
+    return engine
+
+
 @contextmanager
 def advisory_lock(engine: Engine, name: str) -> Iterator[None]:
     """Holds the database's lock `name`."""
     with engine.connect() as connection:
-        connection.execute(WAIT_FOR_EVER)
-        connection.execute(NOTICE_LOST_HOSTS)
         connection.execute(LOCK, {"key": key_of(name)})
-        yield
-        with suppress(SQLAlchemyError):  # a server that was restarted has freed it: what was done under it is done
-            connection.execute(UNLOCK, {"key": key_of(name)})
+        try:
+            yield
+        finally:
+            try:
+                connection.execute(UNLOCK, {"key": key_of(name)})
+            except SQLAlchemyError:  # a server that was restarted has freed it: what was done under it is done
+                connection.invalidate()
 
 
 def key_of(name: str) -> int:

@@ -1,5 +1,6 @@
 """A SQLite file on a disk of this machine, hardened so that no trial is run twice and no write is lost."""
 
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ class SQLite(Store):
         super().__init__(url)
         if not url.startswith("sqlite:///"):
             raise StudyError(f"storage {mask(url)} names no file; give sqlite:///PATH")
-        self.file = file_of(url, url.removeprefix("sqlite:///"))
+        self.file = file_of(url, url.removeprefix("sqlite:///"), there=looking)
         if looking:
             self.storage = Glance(create_engine("sqlite://", creator=self.connect_to_look, poolclass=NullPool))
             return
@@ -45,8 +46,14 @@ class SQLite(Store):
             yield
 
     def connect_to_look(self) -> sqlite3.Connection:
-        """A connection that makes no file; not read-only, since what was written last is in a log beside it."""
-        return sqlite3.connect(f"file:{quote(str(self.file))}?mode=rw", uri=True, timeout=WAIT_S)
+        """A connection that makes no file; not read-only, since what was written last is in a log beside it.
+
+        On a disk that cannot be written there is no log, but for one that a crash left.
+        """
+        may_write = os.access(self.file, os.W_OK)
+        log = self.file.with_name(f"{self.file.name}-wal")
+        mode = "mode=rw" if may_write else "mode=ro" if log.exists() else "mode=ro&immutable=1"
+        return sqlite3.connect(f"file:{quote(str(self.file))}?{mode}", uri=True, timeout=WAIT_S)
 
     def beside(self, end: str) -> Path:
         """A hidden file beside the database."""

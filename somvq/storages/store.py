@@ -44,17 +44,19 @@ class Store(ABC):
         """
 
 
-def file_of(url: str, path: str) -> Path:
+def file_of(url: str, path: str, *, there: bool = False) -> Path:
     """The file at `path` that the storage `url` is kept in.
 
     Raises:
-        StudyError: it is none, or its folder is not there.
+        StudyError: it is none, or its folder is not there; or itself, where it is to be `there`.
     """
     file = Path(path)
     if file.name in ("", "..", ":memory:") or path.endswith("/") or file.is_dir():
         raise StudyError(f"storage {mask(url)} names no file; give sqlite:///PATH or journal:///PATH")
     if not file.parent.is_dir():
         raise StudyError(f"storage {mask(url)} cannot be opened: there is no folder {file.parent}; make it first")
+    if there and not file.exists():
+        raise StudyError(f"storage {mask(url)} is not there; a sweep makes it: somvq sweep psom --storage URL")
     return file
 
 

@@ -10,6 +10,7 @@ from somvq.runs import Run, describe
 from somvq.study.status import Status, TrialStatus
 from somvq.tracking.wandb import Tracked
 
+LITTLE_SPACE = 50e6  # bytes: a few checkpoints
 SILENT_S = 60.0  # of a worker, before it is worth a word
 
 
@@ -74,8 +75,13 @@ def trouble_lines(status: Status) -> list[str]:
     blocked = [t for t in status.trials if t.state == "waiting" and t.last_outcome == "infrastructure"]
     if blocked:
         lines.append(f"blocked  trial {blocked[0].number}: {blocked[0].reason}; mend that, then go on")
+    free = shutil.disk_usage(status.folder).free
+    if status.unfinished and free < LITTLE_SPACE:
+        lines.append(
+            f"disk     only {free / 1e6:.0f} MB are free at {shorten(Path(status.folder))}: free some, then go on"
+        )
     for trial in status.trials:
-        if trial.silent_s is not None and trial.silent_s > min(SILENT_S, status.lease_s / 2):
+        if trial.silent_s is not None and trial.silent_s > min(SILENT_S, trial.lease_s / 2):
             lines.append(
                 f"silent   trial {trial.number}: nothing heard from {trial.host} for {trial.silent_s:.0f} s; "
                 "any other worker takes it over when its lease is out"
@@ -90,8 +96,9 @@ def next_lines(status: Status) -> list[str]:
         return [f"resume   {status.stopped}; {resume} goes on"]
     if status.stopped:
         gpu = "GPU" in status.stopped
-        limit = status.limits["gpu_hours" if gpu else "hours"] or 1.0
-        return [f"resume   {status.stopped}: {resume} {'--gpu-hours' if gpu else '--hours'} {limit * 2:g} goes on"]
+        used = status.gpu_hours if gpu else status.hours
+        more = max((status.limits["gpu_hours" if gpu else "hours"] or 0.0), used) * 2
+        return [f"resume   {status.stopped}: {resume} {'--gpu-hours' if gpu else '--hours'} {more:.3g} goes on"]
     if status.unfinished:
         if status.count("running") and not status.count("waiting"):
             others = status.unfinished - status.count("running")

@@ -40,6 +40,7 @@ class Claim:
 def claim_trial(opened: OpenStudy, lease_s: float = LEASE_S) -> Claim | None:
     """A trial to train: one whose worker died, else a new one; none when the study has all its trials."""
     with opened.store.exclusive(opened.record.name):
+        target = opened.refresh()
         while True:
             trials = opened.study.get_trials(deepcopy=False)
             if settle_twins(opened, trials):
@@ -48,7 +49,7 @@ def claim_trial(opened: OpenStudy, lease_s: float = LEASE_S) -> Claim | None:
                 if trial.state == TrialState.WAITING or is_abandoned(opened, trial):
                     filled = fill(opened, trial, trials)
                     return hold(opened, filled, lease_s, taken_over=trial.state == TrialState.RUNNING)
-            if len(trials) >= opened.target:
+            if len(trials) >= target:
                 return None
             asked = ask(opened, trials)
             if SAME_AS not in asked.user_attrs:
@@ -97,8 +98,10 @@ def ask(opened: OpenStudy, trials: Sequence[FrozenTrial]) -> FrozenTrial:
             break
         params = suggest(opened, space, trials, again=again)
     same = {} if twin is None else {SAME_AS: twin.number}
-    template = create_trial(state=TrialState.RUNNING, params=params, distributions=space, user_attrs=same)
-    return opened.storage.get_trial(opened.storage.create_new_trial(opened.study._study_id, template))
+    asked = create_trial(state=TrialState.RUNNING, params=params, distributions=space, user_attrs=same)
+    asked._trial_id = opened.storage.create_new_trial(opened.study._study_id, asked)
+    asked.number = opened.storage.get_trial_number_from_id(asked._trial_id)
+    return asked
 
 
 def suggest(

@@ -24,7 +24,7 @@ from somvq.settings import PREFIX, Settings
 from somvq.sources import find_scans
 from somvq.sources.found import Found
 from somvq.study.advice import advise, shorten
-from somvq.study.fork import fork_study
+from somvq.study.fork import fork_study, refuse_no_fork
 from somvq.study.record import (
     OpenStudy,
     StudyRecord,
@@ -56,15 +56,20 @@ def open_study(
 ) -> OpenStudy:
     """The study `name`, begun or found, on its prepared cohort; or its fork, with its trials that fit `sweep`."""
     silence_optuna()
-    old = load_study(settings, name) if fork else None
-    name = fork or name
+    old = None if fork is None else load_study(settings, name)
+    name = name if fork is None else fork
     folder = study_folder(settings, name)
-    if found := find_study(settings, name):  # what is wrong with the request is said before anything is prepared
+    found = find_study(settings, name)  # what is wrong with the request is said before anything is prepared
+    if old:
+        refuse_no_fork(old, name, found)
+    if found:
         refuse_another_search(found.record, sweep, seed)
     folder.mkdir(parents=True, exist_ok=True)  # before minutes of work: it may not be writable
     try:
         prepared = prepare(settings, scans, console)
         refuse_too_large_maps(sweep, prepared)
+        if old:
+            refuse_another_cohort(old.record, prepared.fingerprint, prepared.summary())
     except BaseException:
         with suppress(OSError):
             folder.rmdir()  # if nothing is in it

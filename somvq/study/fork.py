@@ -15,6 +15,7 @@ from somvq.errors import StudyError
 from somvq.files import write_json
 from somvq.runs import Row, Run
 from somvq.study import outcome
+from somvq.study.claim import SAME_AS
 from somvq.study.record import OpenStudy, StudyRecord, refuse_another_cohort
 from somvq.study.space import describe_parameter, describe_value, distributions
 
@@ -67,15 +68,23 @@ def begin_copies(old: OpenStudy, new: OpenStudy) -> bool:
     Raises:
         StudyError: `new` is no fork of `old`.
     """
-    said, name = new.study.user_attrs.get(FORK), new.record.name
-    if new.record.uid == old.record.uid:
-        raise StudyError(f"--fork {name}: a study is no fork of itself; give another name")
-    if said is None and not new.study.get_trials(deepcopy=False):
+    refuse_no_fork(old, new.record.name, new)
+    said = new.study.user_attrs.get(FORK)
+    if said is None:
         new.study.set_user_attr(FORK, {"of": old.record.name, "done": False})
-        return True
-    if said is None or said["of"] != old.record.name:
+    return said is None or not said["done"]
+
+
+def refuse_no_fork(old: OpenStudy, name: str, there: OpenStudy | None) -> None:
+    """Raises a StudyError if the study `name` that is `there` already cannot be the fork of `old` that is asked for."""
+    if name == old.record.name:
+        raise StudyError(f"--fork {name}: a study is no fork of itself; give another name")
+    if there is None:
+        return
+    said = there.study.user_attrs.get(FORK)
+    begun = said["of"] == old.record.name if said else not there.study.get_trials(deepcopy=False)
+    if not begun:
         raise StudyError(f"--fork {name}: there is such a study, and no fork of {old.record.name}; give another name")
-    return not said["done"]
 
 
 def copied(new: OpenStudy) -> dict[str, int]:
@@ -116,6 +125,8 @@ def copy_trial(old: StudyRecord, new: OpenStudy, trial: FrozenTrial, source: str
         Unfit: it has no place in the new space.
     """
     run = old.run(trial.number)
+    if trial.user_attrs.get(SAME_AS) is not None:
+        raise Unfit(f"it has the settings of trial {trial.user_attrs[SAME_AS]}, and was not trained")
     if not (run.folder / "config.json").exists():
         raise Unfit(f"{run.folder} has no run")
     sweep = new.record.sweep

@@ -2,9 +2,10 @@
 
 import re
 import secrets
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
-from importlib.metadata import version
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,7 @@ class StudyRecord(Frozen):
 
     def run_record(self, config: RunConfig, *, label: str, stages: dict[str, str]) -> RunRecord:
         """What a run's folder says of itself; `label` is t0007, or ae-1a2b3c for a shared auto-encoder."""
+        audit = read_audit()
         slug = re.sub(r"[^a-z0-9-]+", "-", self.name.lower()).strip("-")[:40] or "study"
         return RunRecord(
             config=config,
@@ -72,9 +74,9 @@ class StudyRecord(Frozen):
             wandb_id=f"{slug}-{self.uid}-{label}",
             wandb_project=self.wandb_project,
             wandb_entity=self.wandb_entity,
-            versions={package: version(package) for package in ("somvq", "torch", "optuna", "wandb", "numpy")},
+            versions={package: audit.versions[package] for package in ("somvq", "torch", "optuna", "wandb", "numpy")},
             study_seed=self.seed,
-            audit=read_audit(),
+            audit=audit,
         )
 
 
@@ -85,12 +87,22 @@ class OpenStudy:
         self.study, self.store = study, store
         self.changed: list[str] = []  # in what is searched, by who opened it
         self.over: dict[int, Any] = {}  # what status.py knows of trials that change no more
+        self.told: dict[str, Any] = study.user_attrs[ATTRIBUTE]
         try:
-            self.record = StudyRecord.model_validate(study.user_attrs[ATTRIBUTE])
+            self.record = StudyRecord.model_validate(self.told)
         except ValidationError as error:
             raise StudyError(
                 f"study '{study.study_name}' was begun by another version of somvq; finish it with that one"
             ) from error
+
+    def refresh(self) -> int:
+        """Searches what the study searches now, should someone have changed it; the trials it should have in all."""
+        attributes = self.study.user_attrs
+        if attributes[ATTRIBUTE] != self.told:
+            self.told = attributes[ATTRIBUTE]
+            sweep = StudyRecord.model_validate(self.told).sweep
+            self.record = self.record.model_copy(update={"sweep": sweep})
+        return int(attributes.get(TARGET, 0))
 
     @property
     def storage(self) -> BaseStorage:
@@ -120,11 +132,11 @@ class OpenStudy:
         """What the study may use up."""
         return Limits.model_validate(self.study.user_attrs.get(LIMITS, {}))
 
-    def limit(self, limits: Limits) -> None:
-        """Sets those limits that are given; the others stay."""
-        given = limits.model_dump(exclude_none=True)
+    def limit(self, given: Mapping[str, float]) -> None:
+        """Sets those limits that are given; the others stay, and an infinite one is none."""
         if given:
-            self.study.set_user_attr(LIMITS, {**self.limits.model_dump(exclude_none=True), **given})
+            both = {**self.limits.model_dump(exclude_none=True), **given}
+            self.study.set_user_attr(LIMITS, {name: value for name, value in both.items() if isfinite(value)})
 
     @property
     def changes(self) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from somvq.runs import Row, Run, RunRecord
 from somvq.settings import Settings
 from somvq.study.advice import shorten
 from somvq.study.child import end, start_attempt
+from somvq.study.claim import SAME_AS
 from somvq.study.foreground import progress_bar
 from somvq.study.record import load_study
 from somvq.study.status import LABELS
@@ -43,6 +44,11 @@ def find_original(settings: Settings, study: str, number: int) -> Run:
     if state != TrialState.COMPLETE:
         why = f"is {LABELS[state]}, so there is no end to compare"
         raise StudyError(f"trial {number} of {study} {why}; name one that is done: somvq status {study}")
+    twin = trials[number].user_attrs.get(SAME_AS)
+    if twin is not None:
+        raise StudyError(
+            f"trial {number} of {study} has the settings of trial {twin}, and was not trained; name that one"
+        )
     if not (run.folder / "config.json").exists() or not run.rows():
         raise StudyError(f"trial {number} of {study} has nothing to compare with: {shorten(run.folder)} is gone")
     return run
@@ -65,6 +71,8 @@ def train_again(original: Run, console: Console, *, again: bool) -> tuple[Run, b
             console.print(f"rerun    {where}, trained before; --again trains it anew", soft_wrap=True)
             return run, False
         console.print(f"rerun    {where}", soft_wrap=True)
+        if scans := original.progress().micro_batch:  # it ran out of memory, and batch norm tells passes apart
+            run.set_micro_batch(scans)
         if original.record.devices:  # on a CPU their number decides how sums round
             os.environ.setdefault("OMP_NUM_THREADS", str(original.record.devices[-1].threads))
         attempt(run, console)

@@ -44,6 +44,7 @@ class TrialStatus:
     stage_epochs: int = 0  # of the auto-encoder that it started from
     host: str = ""  # where it is under way
     silent_s: float | None = None  # how long its worker has said nothing
+    lease_s: float = LEASE_S  # and how long it may
     violated: list[str] = field(default_factory=list)  # constraints that it does not keep
     same_as: int | None = None
     copied_from: str = ""  # the study and the trial that it was copied from
@@ -79,7 +80,6 @@ class Status:
     constrained: bool = False
     limits: dict[str, float | None] = field(default_factory=dict)
     stopped: str = ""  # why no worker takes trials though some are left
-    lease_s: float = LEASE_S
     changes: list[dict[str, Any]] = field(default_factory=list)  # of what is searched: when, after how many trials
 
     @property
@@ -198,7 +198,15 @@ def read_status(opened: OpenStudy) -> Status:
         changes=opened.changes,
     )
     status.stopped = why_stopped(opened, status)
+    for copy in status.trials:
+        if copy.same_as is not None:
+            copy_numbers(copy, status.trials[copy.same_as])
     return status
+
+
+def copy_numbers(trial: TrialStatus, twin: TrialStatus) -> None:
+    """What `twin` measured is what `trial` came to, which was not trained."""
+    trial.row, trial.epoch, trial.epochs, trial.stage_epochs = twin.row, twin.epoch, twin.epochs, twin.stage_epochs
 
 
 def why_stopped(opened: OpenStudy, status: Status) -> str:
@@ -227,7 +235,8 @@ def trial_status(trial: FrozenTrial, run: Run, sweep: Sweep) -> TrialStatus:
     status.copied_from = trial.user_attrs.get(COPIED_FROM, "")
     if trial.state == TrialState.RUNNING:
         if is_alive(run.folder):
-            status.host = str(read_lease(run.folder).get("host", ""))
+            lease = read_lease(run.folder)
+            status.host, status.lease_s = str(lease.get("host", "")), float(lease.get("seconds", LEASE_S))
             status.silent_s = silence(run.folder)
         else:
             status.state = "waiting"

@@ -3,11 +3,12 @@
 import time
 from collections.abc import Callable
 
+from optuna.trial import TrialState
 from rich.console import Console
 
 from somvq.errors import StudyError
 from somvq.settings import Settings
-from somvq.study.claim import Claim, hold, is_abandoned
+from somvq.study.claim import Claim, fill, hold, is_abandoned
 from somvq.study.lease import is_alive
 from somvq.study.record import OpenStudy
 from somvq.study.status import ENDED, TrialStatus, read_status
@@ -40,7 +41,9 @@ def stop_trial(opened: OpenStudy, number: int, settings: Settings, console: Cons
         StudyError: there is no such trial, or it is over.
     """
     trial = find_trial(opened, number)
-    ask_to_stop(opened.record.run(number).folder)
+    run = opened.record.run(number)
+    run.folder.mkdir(parents=True, exist_ok=True)  # a queued trial has none yet
+    ask_to_stop(run.folder)
     if claim := claim_abandoned(opened, number, settings):
         Conductor(opened, claim, Tracker(), lambda: "", settings).conduct()
     elif not await_that(lambda: find_state(opened, number) in ENDED):
@@ -73,8 +76,11 @@ def find_state(opened: OpenStudy, number: int) -> str:
 def claim_abandoned(opened: OpenStudy, number: int, settings: Settings) -> Claim | None:
     """The hold on trial `number`, if no worker has it."""
     with opened.store.exclusive(opened.record.name):
-        trial = opened.study.get_trials(deepcopy=False)[number]
-        return hold(opened, trial, settings.lease_s, taken_over=True) if is_abandoned(opened, trial) else None
+        trials = opened.study.get_trials(deepcopy=False)
+        trial = trials[number]
+        if trial.state != TrialState.WAITING and not is_abandoned(opened, trial):
+            return None
+        return hold(opened, fill(opened, trial, trials), settings.lease_s, taken_over=True)
 
 
 def await_that(so: Callable[[], bool]) -> bool:

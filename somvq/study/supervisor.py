@@ -16,9 +16,10 @@ from somvq.storages import explain, is_away
 from somvq.study.record import OpenStudy
 from somvq.study.status import Status, TrialStatus, read_status
 from somvq.study.tables import describe_params, progress_table
-from somvq.study.worker import BLOCKED, Stop
+from somvq.study.worker import BLOCKED, FAILING, Stop
 
 POLL_S = 0.2
+REFUSED = 2  # exit status of a wrong request: no other worker would do better
 SHOW_S = 2.0  # between two looks at the study
 QUIET_SHOW_S = 30.0  # between two lines about a trial under way, where there is no terminal
 RESTARTS = 10  # of workers that die without any trial getting further
@@ -35,6 +36,7 @@ class Supervisor:
         self.blocked: list[str] = []  # what workers said that gave up
         self.fruitless, self.seen_progress = 0, 0
         self.status = read_status(opened)
+        self.stop: Stop | None = None
         self.looked = float("-inf")
         self.said: set[str] = set()
         self.reporter = Reporter(console)
@@ -45,7 +47,7 @@ class Supervisor:
         Raises:
             RunError: workers keep dying, trials keep failing, or nothing can be trained here.
         """
-        stop = Stop()
+        stop = self.stop = Stop()
         with Live(console=self.console, auto_refresh=False, transient=True) as live:
             while not stop.asked():
                 self.replace_the_dead()
@@ -101,7 +103,7 @@ class Supervisor:
             if ended == BLOCKED:
                 self.blocked.append(f"worker {slot} gave up: {last_line(job.log)}; see {job.log}")
                 self.say_once(self.blocked[-1])
-            elif ended in (1, 2):
+            elif ended in (FAILING, REFUSED):
                 self.stop_all()
                 raise RunError(f"worker {slot} gave up: {last_line(job.log)}; see {job.log}")
             elif ended != 0:
@@ -146,9 +148,11 @@ class Supervisor:
         """Asks all workers to stop, and makes them."""
         for job in self.jobs.values():
             job.terminate()
-        deadline = time.monotonic() + PATIENCE_S
+        asked, deadline = self.stop.times if self.stop else 0, time.monotonic() + PATIENCE_S
+        if self.jobs:
+            self.say_once("stopping: workers leave things in order; Ctrl-C again ends them at once, and loses an epoch")
         while any(job.poll() is None for job in self.jobs.values()):
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline or (self.stop and self.stop.times > asked):
                 for job in self.jobs.values():
                     job.kill()
             time.sleep(POLL_S)

@@ -119,6 +119,7 @@ def leaderboard(status: Status) -> Table:
         style = "dim" if trial.violated else "bold green" if first else ""
         epochs = f"{trial.stage_epochs} + {trial.epochs}"
         said = describe_params(trial.params)
+        said += f"  as trial {trial.same_as}" if trial.same_as is not None else ""
         said += f"  does not keep {', '.join(trial.violated)}" if trial.violated else ""
         table.add_row(str(trial.number), *cells(trial.row, columns), epochs, said, style=style)
     table.add_section()

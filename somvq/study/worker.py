@@ -21,6 +21,7 @@ from somvq.tracking import build_tracker
 
 FAILURES = 3  # in a row, whoever trained them: a bug, not bad luck
 LOOK_S = 10.0  # between two looks at what the study has used up
+FAILING = 3  # exit status: trials keep failing
 BLOCKED = os.EX_TEMPFAIL  # exit status: nothing can be trained here now
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # USR1: Slurm's warning that the time is up soon
 
@@ -29,13 +30,14 @@ class Stop:
     """Whether this process was asked to stop, and by which signal."""
 
     def __init__(self) -> None:
-        self.signal = 0
+        self.signal = self.times = 0
         for number in SIGNALS:
             signal.signal(number, self.remember)
 
     def remember(self, number: int, frame: FrameType | None) -> None:
         """The signal handler: does as little as it can."""
         self.signal = number
+        self.times += 1
 
     def asked(self) -> bool:
         """Whether to stop."""
@@ -60,7 +62,7 @@ class Worker:
         while not (why := self.why_stop(now=True)):
             try:
                 if patiently(self.keeps_failing, self.heed, self.settings.outage_s):
-                    return 1
+                    return FAILING
                 claim = patiently(self.claim, self.heed, self.settings.outage_s)
             except Stopping:
                 continue
@@ -114,8 +116,8 @@ class Worker:
 def work(settings: Settings, name: str, parent: int | None = None) -> int:
     """Trains trials of the study `name` until it has all it should; the exit status.
 
-    0: nothing is left to take, or the study was stopped. 1: trials kept failing. BLOCKED: nothing can be trained here.
-    128 + signal: told to stop. `parent` is a process to stop with.
+    0: nothing is left to take, or the study was stopped. FAILING: trials keep failing. BLOCKED: nothing can be trained
+    here. 128 + signal: told to stop. `parent` is a process to stop with.
     """
     silence_optuna()
     stop = Stop()
