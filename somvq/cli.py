@@ -49,6 +49,7 @@ ADVICE = {
     errno.EDQUOT: f"{ELSEWHERE}; or free space there",
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR), ELSEWHERE),
 }
+MOST_TRIALS = 60  # that status shows where it is not told to show --all
 FILE_WIDTH = 150  # of tables that go into a file or a pipe
 
 
@@ -71,6 +72,12 @@ def main() -> None:
         status = fail("out of memory; ask the cluster for more, or give smaller scans: --voxel-mm, --shape", 1)
     except Stopped as stopped:
         status = fail("stopped; the same command goes on", stopped.status)
+    except Exception as error:
+        from somvq.storages import explain, is_away
+
+        if not is_away(error):
+            raise
+        status = fail(f"the study's storage does not answer ({explain(error)}); nothing is lost, ask again later", 1)
     sys.exit(status)
 
 
@@ -266,6 +273,7 @@ def status(
     study: Annotated[str | None, typer.Argument(help="The study's name.", show_default="all studies")] = None,
     json_: JsonOption = False,
     watch: Annotated[bool, typer.Option("--watch", help="Look again every two seconds.")] = False,
+    all_: Annotated[bool, typer.Option("--all", help="Every trial, where a study has hundreds.")] = False,
     runs: RunsOption = None,
     storage: StorageOption = None,
 ) -> None:
@@ -283,7 +291,7 @@ def status(
         known = []
         for name in list_studies(settings):
             try:
-                known.append(read_status(load_study(settings, name)))
+                known.append(read_status(load_study(settings, name, looking=True)))
             except SomvqError as error:  # one that cannot be read hides no other
                 fail(str(error), error.exit_status)
         lines = [summary_line(found) for found in known] or [
@@ -291,14 +299,14 @@ def status(
         ]
         print(json.dumps([found.as_json() for found in known]) if json_ else "\n".join(lines))
         return
-    opened = load_study(settings, study)
+    opened = load_study(settings, study, looking=True)
     if watch:
         watch_status(opened, console, as_json=json_)
     elif json_:
-        print(json.dumps(read_status(opened).as_json(), indent=2))
+        print(json.dumps(read_status(opened).as_json(), indent=2 if sys.stdout.isatty() else None))
     else:
         found = read_status(opened)
-        console.print(progress_table(found, console.width))
+        console.print(progress_table(found, console.width, None if all_ else MOST_TRIALS))
         console.print(advise(found), soft_wrap=True)
 
 
@@ -595,9 +603,10 @@ def choose_place(job: str, workers: int | None, per_gpu: int | None) -> "JobDefi
     """Where workers run, and how many."""
     from somvq.definitions import find_definition, read_job
 
-    said = {"workers": workers, "workers_per_gpu": per_gpu}
     place = read_job(find_definition("jobs", job))
-    return place.model_copy(update={name: count for name, count in said.items() if count is not None})
+    said = {"workers": ("--workers", workers), "workers_per_gpu": ("--per-gpu", per_gpu)}
+    told = {key: at_least_one(name, count) for key, (name, count) in said.items() if count is not None}
+    return place.model_copy(update=told)
 
 
 def choose_limits(hours: float | None, gpu_hours: float | None) -> "Limits":

@@ -44,7 +44,7 @@ SetOption = Annotated[
     list[str] | None,
     option(
         "--set",
-        help="Fix a parameter, or give it [values] or a {range}; may be repeated.",
+        help="Fix a parameter, or give it a list or a range of values; may be repeated.",
         unset=False,
         metavar="KEY=VALUE",
     ),
@@ -52,10 +52,8 @@ SetOption = Annotated[
 TrialsOption = Annotated[
     int | None, option(help="Trials in all, those the study has included.", unset="the sweep's run_cap")
 ]
-WorkersOption = Annotated[
-    int | None, option(help="Workers at once.", unset="the job's, else one for each GPU, or one", min=1)
-]
-PerGpuOption = Annotated[int | None, option(help="Workers that share a GPU.", unset="the job's, else 1", min=1)]
+WorkersOption = Annotated[int | None, option(help="Workers at once.", unset="the job's, else one for each GPU, or one")]
+PerGpuOption = Annotated[int | None, option(help="Workers that share a GPU.", unset="the job's, else 1")]
 HoursOption = Annotated[
     float | None, option(help="Stop when the study has been worked on for this long in all.", unset="no limit")
 ]

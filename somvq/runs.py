@@ -13,6 +13,7 @@ Everything else (Optuna's values, W&B, reports) is a projection of these files a
 """
 
 import json
+import os
 import time
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +27,7 @@ from somvq.errors import RunError
 from somvq.files import append_line, write_json, write_whole
 
 Row = dict[str, float]
+TAIL_BYTES = 16_384  # of a ledger: a few lines
 
 
 def beside_chance(definitions: dict[str, str]) -> dict[str, str]:
@@ -300,6 +302,25 @@ class Run:
                 raise RunError(f"{self.ledger} is damaged ({error}); restore it, or delete its run's folder") from error
             self._version = version
         return list(self._rows)
+
+    def last_row(self) -> Row:
+        """The ledger's last whole line, read from its end; nothing if there is none."""
+        try:
+            with self.ledger.open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(0, size - TAIL_BYTES))
+                lines = file.read().split(b"\n")[:-1]
+        except FileNotFoundError:
+            return {}
+        if len(lines) < 2 or not lines[-1]:  # the tail may begin within the only line
+            return (self.rows() or [{}])[-1]
+        last: Row = json.loads(lines[-1])
+        return last
+
+    def lengths(self) -> tuple[int, int]:
+        """Epochs of the run, and of the auto-encoder that it starts from; cheaper than its whole record."""
+        told = json.loads((self.folder / "config.json").read_text())
+        return told["config"]["epochs"], told["config"]["ae_epochs"] if told["stages"] else 0
 
     def append(self, row: Row) -> None:
         """One more line of the ledger, on disk when this returns."""

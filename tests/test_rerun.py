@@ -70,6 +70,7 @@ def begin(folder: Path, cohort: Cohort) -> OpenStudy:
     return create_or_resume(Settings(runs=folder / "runs"), record)[0]
 
 
+@pytest.mark.slow
 def test_a_trial_comes_out_the_same_and_one_whose_ledger_was_tampered_with_does_not(
     tmp_path: Path, tiny_cohort: Cohort, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -78,7 +79,7 @@ def test_a_trial_comes_out_the_same_and_one_whose_ledger_was_tampered_with_does_
     claim = claim_trial(opened)
     assert claim is not None
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    assert Conductor(opened, claim, Tracker(), lambda: False).conduct() == "complete"
+    assert Conductor(opened, claim, Tracker(), lambda: "", Settings()).conduct() == "complete"
     before = read_status(opened)
     monkeypatch.delenv("OMP_NUM_THREADS")
     original = find_original(Settings(runs=tmp_path / "runs"), "test", 0)

@@ -5,6 +5,8 @@ import random
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import optuna
@@ -17,6 +19,7 @@ from somvq.definitions import Metric, Parameter, Sweep
 from somvq.errors import DefinitionError, StudyError
 from somvq.runs import Run
 from somvq.settings import Settings
+from somvq.storages import Store
 from somvq.study import outcome
 from somvq.study import record as record_module
 from somvq.study.fork import COPIED_FROM, fork_study
@@ -53,11 +56,23 @@ def disk(tmp_path: Path) -> Settings:
     return Settings(runs=tmp_path / "runs", wandb="disabled")
 
 
+class Memory(Store):
+    """A storage that is gone with its process."""
+
+    def __init__(self, url: str):
+        super().__init__(url)
+        self.storage = optuna.storages.InMemoryStorage()
+
+    @contextmanager
+    def exclusive(self, name: str) -> Iterator[None]:
+        yield
+
+
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """Studies in memory, for tests that would only wait for a disk."""
-    memory = optuna.storages.InMemoryStorage()
-    monkeypatch.setattr(record_module, "open_storage", lambda url: memory)
+    memory = Memory("memory")
+    monkeypatch.setattr(record_module, "open_store", lambda url: memory)
     return Settings(runs=tmp_path / "runs", wandb="disabled", storage="sqlite:////memory")
 
 
@@ -564,8 +579,11 @@ def test_a_fork_finds_its_rows_by_name_or_by_what_they_say(settings: Settings) -
 
 KILLED = """
 import os, sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from somvq.settings import Settings
+from somvq.storages import Store
 from somvq.study import fork
 from somvq.study.record import load_study
 settings, at = Settings(runs=Path(sys.argv[1])), sys.argv[2]

@@ -28,10 +28,7 @@ def lab(tmp_path: Path, tiny_scans: Path, cohorts: Path) -> Iterator[Lab]:
     made.end()
 
 
-STORAGES = ("sqlite", "journal", "postgresql")
-
-
-@pytest.fixture(params=STORAGES)
+@pytest.fixture(params=["sqlite", "journal", "postgresql"])
 def stored_lab(request: pytest.FixtureRequest, lab: Lab) -> Lab:
     """A lab whose trials are kept in each of the storages."""
     return store(lab, request.param, request)
@@ -136,7 +133,14 @@ def test_a_worker_on_another_host_is_dead_when_its_lease_is_out_whatever_the_clo
     assert_exactly(lab, 1, repeated=1)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGUSR1, 138), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [
+        (signal.SIGUSR1, 138),
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+    ],
+)
 def test_a_warned_sweep_leaves_things_in_order_and_goes_on_later(number: signal.Signals, status: int, lab: Lab) -> None:
     lab.plan(epoch_s=0.3)
     process = lab.start("sweep", "tiny", "--trials", "2", "--workers", "2")
@@ -152,14 +156,20 @@ def test_a_warned_sweep_leaves_things_in_order_and_goes_on_later(number: signal.
     assert_exactly(lab, 2, repeated=2)
 
 
-def test_the_same_command_from_many_shells_at_once_trains_each_trial_once(stored_lab: Lab) -> None:
-    study = name_of(stored_lab)
-    shells = [stored_lab.start("sweep", study, "--trials", "5", "--workers", "2") for _ in range(3)]
+@pytest.mark.parametrize(
+    "kind", ["sqlite", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("journal", "postgresql"))]
+)
+def test_the_same_command_from_many_shells_at_once_trains_each_trial_once(
+    kind: str, lab: Lab, request: pytest.FixtureRequest
+) -> None:
+    store(lab, kind, request)
+    study = name_of(lab)
+    shells = [lab.start("sweep", study, "--trials", "5", "--workers", "2") for _ in range(3)]
     for process in shells:
         output = process.communicate(timeout=120)[0]
         assert process.returncode == 0, output
         assert f"{study}: 5 done, 0 to go of 5 trials" in output
-    assert_exactly(stored_lab, 5, study)
+    assert_exactly(lab, 5, study)
 
 
 def test_eight_workers_that_start_in_the_same_second_share_an_empty_study(lab: Lab) -> None:

@@ -15,7 +15,7 @@ from somvq.storages.store import Store, explain, is_away
 
 __all__ = ["STORAGES", "Store", "default_url", "explain", "is_away", "open_store"]
 
-STORAGES: dict[str, Callable[[str], Store]] = {
+STORAGES: dict[str, Callable[..., Store]] = {
     "sqlite": SQLite,
     "journal": Journal,
     "postgresql": PostgreSQL,
@@ -30,8 +30,8 @@ def default_url(study_folder: Path) -> str:
     return f"sqlite:///{study_folder.resolve() / 'study.db'}"
 
 
-def open_store(url: str) -> Store:
-    """The storage at `url`, made where there is none yet.
+def open_store(url: str, *, looking: bool = False) -> Store:
+    """The storage at `url`, made where there is none yet; for who is only `looking`, opened quicker, and not made.
 
     Raises:
         StudyError: the URL is of no kind that is known, or nothing answers there (see is_away).
@@ -40,6 +40,6 @@ def open_store(url: str) -> Store:
     if scheme not in STORAGES or scheme == url:
         raise StudyError(f"storage {mask(url)} is not known; give {FORMS}")
     try:
-        return STORAGES[scheme](url)
+        return STORAGES[scheme](url, looking=looking)
     except (SQLAlchemyError, OptunaError, OSError, RuntimeError) as error:
         raise StudyError(f"storage {mask(url)} cannot be opened: {explain(error)}") from error

@@ -29,7 +29,7 @@ START = b'{"op_code"'  # how each record begins
 class Journal(Store):
     """journal:///PATH; every process reads it from its beginning once."""
 
-    def __init__(self, url: str):
+    def __init__(self, url: str, *, looking: bool = False):
         super().__init__(url)
         path = url.removeprefix("journal:")
         if path.startswith("//") and not path.startswith("///"):

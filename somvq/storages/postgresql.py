@@ -11,17 +11,19 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from somvq.errors import StudyError
 from somvq.settings import mask
+from somvq.storages.glance import Glance
 from somvq.storages.store import Store, open_database
 
 DRIVER = "postgresql+psycopg"
-CONNECT = {"connect_timeout": 10, "application_name": "somvq"}  # seconds
+ALIVE = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 6}  # seconds
+CONNECT = {"connect_timeout": 10, "application_name": "somvq", **ALIVE}
 POOL = {"pool_pre_ping": True, "pool_size": 2, "max_overflow": 2}  # Optuna needs two connections to begin
 TABLES = "tables of Optuna"  # no study's name: those have no spaces
 WAIT_FOR_EVER = text(
     "SELECT set_config(name, '0', false) FROM pg_settings"
     " WHERE name IN ('lock_timeout', 'statement_timeout', 'idle_session_timeout')"
 )
-NOTICE_LOST_HOSTS = text(  # within 90 s, not two hours
+NOTICE_LOST_HOSTS = text(  # the server, too, within 90 s, not two hours
     "SELECT set_config('tcp_keepalives_idle', '30', false), set_config('tcp_keepalives_interval', '10', false),"
     " set_config('tcp_keepalives_count', '6', false)"
 )
@@ -31,10 +33,13 @@ LOCK, UNLOCK = text("SELECT pg_advisory_lock(:key)"), text("SELECT pg_advisory_u
 class PostgreSQL(Store):
     """postgresql://USER@HOST/DATABASE; the password may come from PGPASSWORD or ~/.pgpass."""
 
-    def __init__(self, url: str):
+    def __init__(self, url: str, *, looking: bool = False):
         super().__init__(url)
         address = rewritten(url)
         self.locks = create_engine(address, poolclass=NullPool, isolation_level="AUTOCOMMIT", connect_args=CONNECT)
+        if looking:
+            self.storage = Glance(create_engine(address, poolclass=NullPool, connect_args=CONNECT))
+            return
         with advisory_lock(self.locks, TABLES):  # two that make its tables at once would break them
             storage = open_database(address, **POOL, connect_args=CONNECT)
         self.storage = get_storage(storage)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from somvq.runs import Run
 from somvq.study.lease import Lease
 
 PATIENCE_S = 30.0  # for an attempt that was asked to stop; a step of the largest model takes less
@@ -16,6 +17,7 @@ def start_attempt(folder: Path, log: Path, lease: Lease | None = None) -> "subpr
     Its threads sleep while they wait: OpenMP's own choice, to spin, is no faster alone, and made steps 2 to 8 times as
     long on cores that something else used as well (benchmarks/threads.py).
     """
+    frugal = {"MALLOC_MMAP_THRESHOLD_": "65536"} if Run(folder).progress().micro_batch else {}  # freed means given back
     command = [sys.executable, "-m", "somvq.study.attempt", str(folder), str(os.getpid())]
     command += [lease.token] if lease else []
     with log.open("ab") as output:
@@ -24,7 +26,7 @@ def start_attempt(folder: Path, log: Path, lease: Lease | None = None) -> "subpr
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
+            env={"OMP_WAIT_POLICY": "PASSIVE", **frugal, **os.environ},
             start_new_session=True,
         )
 

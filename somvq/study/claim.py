@@ -23,6 +23,7 @@ from somvq.study.space import distributions, find_twin
 
 ASKS = 10  # for settings that no other trial has
 SAME_AS = "same_as"  # user attribute: the number of the trial whose settings these are
+OUT_OF_MEMORY = "memory"  # a constraint that is violated: the sampler keeps away from what does not fit
 REASON = "reason"  # user attribute: why a trial ended as it did
 
 
@@ -44,8 +45,9 @@ def claim_trial(opened: OpenStudy, lease_s: float = LEASE_S) -> Claim | None:
             if settle_twins(opened, trials):
                 continue
             for trial in trials:
-                if is_abandoned(opened, trial):
-                    return hold(opened, trial, lease_s, taken_over=True)
+                if trial.state == TrialState.WAITING or is_abandoned(opened, trial):
+                    filled = fill(opened, trial, trials)
+                    return hold(opened, filled, lease_s, taken_over=trial.state == TrialState.RUNNING)
             if len(trials) >= opened.target:
                 return None
             asked = ask(opened, trials)
@@ -70,6 +72,19 @@ def hold(opened: OpenStudy, trial: FrozenTrial, lease_s: float, *, taken_over: b
     run = opened.record.run(trial.number)
     run.folder.mkdir(parents=True, exist_ok=True)
     return Claim(trial, run, Lease.take(run.folder, lease_s), taken_over)
+
+
+def fill(opened: OpenStudy, trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> FrozenTrial:
+    """`trial` begun, with all its settings: one that a user queued by Optuna's enqueue_trial may lack some."""
+    space, queued = distributions(opened.record.sweep), trial.system_attrs.get("fixed_params", {})
+    lacking = {name: kind for name, kind in space.items() if name not in trial.params}
+    if lacking:
+        told = {**suggest(opened, space, trials, again=0), **queued}
+        for name, kind in lacking.items():
+            opened.storage.set_trial_param(trial._trial_id, name, kind.to_internal_repr(told[name]), kind)
+    if trial.state == TrialState.WAITING:
+        opened.storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
+    return opened.storage.get_trial(trial._trial_id) if lacking or trial.state == TrialState.WAITING else trial
 
 
 def ask(opened: OpenStudy, trials: Sequence[FrozenTrial]) -> FrozenTrial:

@@ -36,7 +36,7 @@ from somvq.study.record import (
     refuse_another_search,
     study_folder,
 )
-from somvq.study.status import read_status, silence_optuna
+from somvq.study.status import silence_optuna
 from somvq.study.stops import go_on
 from somvq.study.supervisor import Supervisor
 from somvq.study.tables import leaderboard, summary_line
@@ -206,8 +206,10 @@ def supervise(settings: Settings, opened: OpenStudy, place: JobDefinition, conso
         console.print(f"study    {opened.record.name} was stopped by somvq stop, and goes on")
     if opened.limits.gpu_hours and not visible_gpus():
         console.print("limits   no GPU is here: workers of this machine use up no GPU-hours")
-    ended = Supervisor(opened, EXECUTORS[place.executor](place), environment, console).run()
-    status = read_status(opened)
+    supervisor = Supervisor(opened, EXECUTORS[place.executor](place), environment, console)
+    ended = supervisor.run()
+    supervisor.look()
+    status = supervisor.status
     if status.ranked():
         console.print()
         console.print(leaderboard(status))

@@ -2,17 +2,20 @@
 
 import re
 import secrets
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.exceptions import StorageInternalError
 from optuna.pruners import NopPruner
 from optuna.samplers import RandomSampler
 from optuna.storages import BaseStorage
 from optuna.study import Study
 from pydantic import ValidationError
+from sqlalchemy.exc import DBAPIError
 
 from somvq.audit import read_audit
 from somvq.config import CohortSettings, Frozen, RunConfig, derive_seed
@@ -151,12 +154,18 @@ def study_folder(settings: Settings, name: str) -> Path:
     return settings.runs.resolve() / name
 
 
-def find_study(settings: Settings, name: str) -> OpenStudy | None:
-    """The study `name`, if there is one."""
+def find_study(settings: Settings, name: str, *, looking: bool = False) -> OpenStudy | None:
+    """The study `name`, if there is one; opened quicker for who is only `looking`."""
     folder = study_folder(settings, name)
     if settings.storage is None and not (folder / "study.db").exists():
         return None
-    return find_in(open_store(settings.storage or default_url(folder)), settings, name)
+    url = settings.storage or default_url(folder)
+    if looking:
+        with suppress(
+            DBAPIError, StorageInternalError
+        ):  # its tables are not there yet, or it is no database: opened as a whole, and told
+            return find_in(open_store(url, looking=True), settings, name)
+    return find_in(open_store(url), settings, name)
 
 
 def find_in(store: Store, settings: Settings, name: str) -> OpenStudy | None:
@@ -173,13 +182,13 @@ def find_in(store: Store, settings: Settings, name: str) -> OpenStudy | None:
     return opened
 
 
-def load_study(settings: Settings, name: str) -> OpenStudy:
-    """The study `name`.
+def load_study(settings: Settings, name: str, *, looking: bool = False) -> OpenStudy:
+    """The study `name`; opened quicker for who is only `looking`.
 
     Raises:
         StudyError: there is none; lists those there are.
     """
-    found = find_study(settings, name)
+    found = find_study(settings, name, looking=looking)
     if found is None:
         known = ", ".join(list_studies(settings)) or "none yet"
         raise StudyError(f"no study '{name}' in {settings.runs} (there: {known}); begin one with somvq sweep NAME")

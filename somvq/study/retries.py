@@ -14,7 +14,7 @@ from somvq.runs import Outcome, Run
 from somvq.study.patience import Blocked
 
 RETRIES = 3
-RETRY_S = 2.0  # before the first of them; each next one waits twice as long
+RETRY_S = 1.0  # before the first of them; each next one waits twice as long
 FRUITLESS = 3
 
 

@@ -78,6 +78,8 @@ def said(name: str, value: Any) -> dict[str, Any]:
 def find_twin(sweep: Sweep, params: Mapping[str, Any], trials: Iterable[FrozenTrial]) -> FrozenTrial | None:
     """The first of `trials` whose run is told the same as that of `params`, its seed apart."""
     searched = distributions(sweep).keys()
+    if not sweep.rows and not any(p.distribution in QUANTISED for p in sweep.parameters.values()):
+        return next((trial for trial in trials if trial.params == params), None)  # nothing is rounded afterwards
     wanted = told_run(sweep, params)
     whole = (trial for trial in trials if searched <= trial.params.keys())  # else its worker died while it asked
     return next((trial for trial in whole if told_run(sweep, trial.params) == wanted), None)

@@ -1,7 +1,7 @@
 """How far a study is, from its storage and its runs' folders, as data; tables.py shows it."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -55,6 +55,11 @@ class TrialStatus:
     def value(self) -> float | None:
         """Its value of the first goal."""
         return self.values[0] if self.values else None
+
+    def as_json(self) -> dict[str, Any]:
+        """For scripts."""
+        told = {name: value for name, value in vars(self).items() if name != "spans"}
+        return {**told, "value": self.value, "hours": sum(end - begin for begin, end, _ in self.spans) / HOUR_S}
 
 
 @dataclass
@@ -151,13 +156,10 @@ class Status:
     def as_json(self) -> dict[str, Any]:
         """For scripts."""
         best, overall = self.best(feasible=True), self.best(feasible=False)
-        told = asdict(self)
-        for trial, shown in zip(self.trials, told["trials"], strict=True):
-            shown.update(value=trial.value, hours=sum(end - begin for begin, end, _ in shown.pop("spans")) / HOUR_S)
-        for stage in told["stages"].values():
-            stage.pop("spans")
         return {
-            **told,
+            **vars(self),
+            "trials": [trial.as_json() for trial in self.trials],
+            "stages": {name: stage.as_json() for name, stage in self.stages.items()},
             "metric": self.metric,
             "goal": self.goals[0][1],
             "finished": self.finished,
@@ -236,18 +238,19 @@ def trial_status(trial: FrozenTrial, run: Run, sweep: Sweep) -> TrialStatus:
 
 def follow(status: TrialStatus, run: Run) -> TrialStatus:
     """Adds what the run's folder says."""
-    if not (run.folder / "config.json").exists():
+    try:
+        status.epochs, status.stage_epochs = run.lengths()
+    except (FileNotFoundError, ValueError):  # not begun, or damaged: its worker says so
         return status
-    rows, progress, attempts = run.rows(), run.progress(), run.attempts()
-    status.row = rows[-1] if rows else {}
-    status.stage_epochs = run.record.config.ae_epochs if run.record.stages else 0
-    status.epoch, status.epochs = int(status.row.get("epoch", 0)), run.record.config.epochs
+    progress, attempts = run.progress(), run.attempts()
+    status.row = run.last_row()
+    status.epoch = int(status.row.get("epoch", 0))
     status.reason = status.reason or progress.reason
     status.attempts, status.micro_batch = len(attempts), progress.micro_batch
     status.last_outcome = attempts[-1].outcome if attempts else ""
     status.spans = [(*span(run, attempt), attempt.gpus) for attempt in attempts]
-    if rows and status.state == "running":
-        pace = sum(row["time/epoch_s"] for row in rows) / len(rows)
+    if status.epoch and status.state == "running":
+        pace = sum(row["time/epoch_s"] for row in run.rows()) / status.epoch
         status.seconds_left = pace * (status.epochs - status.epoch)
     return status
 

@@ -56,8 +56,6 @@ class Supervisor:
                     break
                 time.sleep(POLL_S)
         self.stop_all()
-        if not self.console.is_terminal:
-            self.look(None)
         return 128 + stop.signal if stop.asked() else 0
 
     def is_over(self) -> bool:
@@ -122,7 +120,7 @@ class Supervisor:
             self.stop_all()
             raise RunError(f"workers died {RESTARTS} times and no trial got further; see {job.log}")
 
-    def look(self, live: Live | None) -> None:
+    def look(self, live: Live | None = None) -> None:
         """Reads the study, and shows it: a table on a terminal, a line for what is new elsewhere."""
         self.looked = time.monotonic()
         try:
@@ -132,10 +130,11 @@ class Supervisor:
                 raise
             self.say_once(f"the study's storage does not answer ({explain(error)}); training goes on without it")
             return
-        if self.console.is_terminal and live:
-            live.update(progress_table(self.status, self.console.width), refresh=True)
-        else:
+        if not self.console.is_terminal:
             self.reporter.report(self.status)
+        elif live:
+            room = max(5, self.console.height - len(self.status.stages) - 4)
+            live.update(progress_table(self.status, self.console.width, room), refresh=True)
 
     def say_once(self, line: str) -> None:
         """Prints `line`, if it was not the last thing said of its kind."""

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from somvq.runs import Row, describe
+from somvq.study.claim import OUT_OF_MEMORY
 from somvq.study.status import ENDED, Status, TrialStatus
 
 COLUMNS = {  # of the leaderboard: a ledger's key, its heading and format
@@ -56,7 +57,7 @@ def progress_table(status: Status, width: int, most: int | None = None) -> Table
         told = describe(float(value)) if value is not None else ""
         table.add_row(str(trial.number), styled(trial.state), *pace(trial), told, *extra, settings_and_reason(trial))
     if hidden:
-        table.add_row("…", Text(f"{hidden} more", "dim"))
+        table.add_row("…", Text(f"{hidden} more: --all", "dim"))
     return table
 
 
@@ -78,8 +79,9 @@ def settings_and_reason(trial: TrialStatus) -> Text:
     said = [describe_params(trial.params)]
     if trial.micro_batch:
         said.append(f"{trial.micro_batch} scans at once, since memory ran out")
-    if trial.violated and trial.state in ENDED:
-        said.append(f"does not keep {', '.join(trial.violated)}")
+    broken = [name for name in trial.violated if name != OUT_OF_MEMORY]  # of which its reason speaks
+    if broken and trial.state in ENDED:
+        said.append(f"does not keep {', '.join(broken)}")
     said += [note for note in (trial.reason, trial.copied_from and f"copied from {trial.copied_from}") if note]
     return Text("  ".join(said), "dim")
 

@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cached_property
 from typing import Literal
 
 from optuna.exceptions import UpdateFinishedTrialError
@@ -22,6 +23,7 @@ from somvq.settings import Settings
 from somvq.storages import is_away
 from somvq.study import child as child_process
 from somvq.study.attempt import INFRASTRUCTURE, OUT_OF_MEMORY
+from somvq.study.claim import OUT_OF_MEMORY as NO_MEMORY
 from somvq.study.claim import REASON, Claim
 from somvq.study.lease import Lease
 from somvq.study.outcome import missing, values, violations
@@ -34,7 +36,6 @@ from somvq.study.stops import asked_to_stop
 from somvq.tracking import Tracker
 
 POLL_S = 0.3
-OUT_OF_MEMORY_CONSTRAINT = "memory"  # so that the sampler keeps away from what does not fit
 
 Ending = State | Literal["lost"]
 
@@ -63,12 +64,16 @@ class Conductor:
     ):
         self.opened, self.claim, self.tracker, self.stopping = opened, claim, tracker, stopping
         self.settings, self.sweep = settings, opened.record.sweep
-        self.trial = Trial(opened.study, claim.trial._trial_id)
         self.leases = [claim.lease]
         rows = len(claim.run.rows()) if claim.taken_over else 0
         self.reported = max(claim.trial.intermediate_values, default=0)  # steps are write-once in Optuna
         self.judged = max(self.reported, rows - 1)  # what a predecessor let pass is not judged by later rivals
         self.ask_again = 0.0  # when, after the storage did not answer
+
+    @cached_property
+    def trial(self) -> Trial:
+        """Optuna's, made when its storage answers."""
+        return Trial(self.opened.study, self.claim.trial._trial_id)
 
     def conduct(self) -> Ending:
         """Trains the trial and tells how it ended; `interrupted` and `lost` are not told, the trial goes on.
@@ -172,10 +177,10 @@ class Conductor:
         finally:
             if child.poll() is None:  # something unforeseen: nothing may go on without its worker
                 child_process.end(child)
+            self.tracker.finish(outcome if outcome in FINISHED else "interrupted")
             if lease.held():
                 told = {"ended": clock(run.folder), "outcome": outcome, "epochs": len(run.rows()) - before}
                 run.note_attempt(noted.model_copy(update={**told, "reason": run.progress().reason}))
-            self.tracker.finish(outcome if outcome in FINISHED else "interrupted")
 
     def keep_hold(self) -> None:
         """Beats; raises if this worker is to stop or has lost the trial."""
@@ -213,15 +218,18 @@ class Conductor:
         if lags(self.sweep, epoch, row[monitor], theirs):
             raise Pruned(f"{monitor} {describe(row[monitor])} lagged behind at epoch {epoch}")
 
-    def report(self, rows: list[Row]) -> None:
-        """Tells Optuna of epochs that it does not know; later, if its storage does not answer now."""
+    def report(self, rows: list[Row], *, over: bool = False) -> None:
+        """Tells Optuna of milestones that it does not know; later, if its storage does not answer now.
+
+        Not of every epoch: each is a commit, and each worker that starts reads them all.
+        """
         metric = self.sweep.goals[0].name
         if len(self.sweep.goals) > 1 or time.monotonic() < self.ask_again:
             return  # Optuna keeps no curves of several objectives
         try:
             for row in rows:
                 epoch = int(row["epoch"])
-                if epoch > self.reported and metric in row:
+                if epoch > self.reported and metric in row and (is_milestone(epoch) or (over and row is rows[-1])):
                     self.trial.report(row[metric], epoch)
                     self.reported = epoch
         except UpdateFinishedTrialError:
@@ -248,7 +256,7 @@ class Conductor:
                 self.report_rest(rows)
                 self.constrain(violations(self.sweep, last))
             if out_of_memory:
-                self.constrain({OUT_OF_MEMORY_CONSTRAINT: 1.0})
+                self.constrain({NO_MEMORY: 1.0})
             if ending == "complete":
                 study.tell(number, told, skip_if_finished=True)
             else:
@@ -258,7 +266,7 @@ class Conductor:
     def report_rest(self, rows: list[Row]) -> None:
         """Also what the storage did not answer to while the trial was trained."""
         self.ask_again = 0.0
-        self.report(rows)
+        self.report(rows, over=True)
 
     def constrain(self, violated: dict[str, float]) -> None:
         """Sets constraints, each once: Optuna ignores a second value."""
@@ -266,6 +274,11 @@ class Conductor:
         for name, value in violated.items():
             if name not in known:
                 self.trial.set_constraint(name, value)
+
+
+def is_milestone(epoch: int) -> bool:
+    """Whether `epoch` is 1, 2 or 5 times a power of ten."""
+    return str(epoch).rstrip("0") in ("1", "2", "5")
 
 
 def begin(run: Run, lease: Lease) -> Attempt:

@@ -129,8 +129,8 @@ def work(settings: Settings, name: str, parent: int | None = None) -> int:
             raise Stopping
 
     try:
-        opened = patiently(lambda: open_study(settings, name), heed, settings.outage_s)
-        return Worker(opened, settings, stop).work()
+        worker = patiently(lambda: Worker(open_study(settings, name), settings, stop), heed, settings.outage_s)
+        return worker.work()
     except Stopping:
         return 128 + stop.signal
     except Blocked as blocked:
