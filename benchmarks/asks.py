@@ -12,12 +12,14 @@ from typing import Any
 from large import NAME, Place, add_trials, begin, write_runs
 from rich.table import Table
 
+import somvq
 from somvq.study.claim import ask, suggest
 from somvq.study.record import load_study
 from somvq.study.space import distributions
 from somvq.study.status import read_status
 
 TIMES = 9
+SOURCE = Path(somvq.__file__).parent.parent
 
 
 def timed(call: Callable[[], Any], times: int = 1) -> float:
@@ -79,7 +81,7 @@ def status_table(folder: Path, trials: int) -> Table:
     add_trials(opened, trials)
     write_runs(opened)
     command = [sys.executable, "-m", "somvq", "status"]
-    environment = {**os.environ, "SOMVQ_RUNS": str(place.settings.runs)}
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE), "SOMVQ_RUNS": str(place.settings.runs)}
 
     def run(*words: str) -> None:
         subprocess.run([*command, *words], env=environment, cwd=folder, stdout=subprocess.DEVNULL, check=True)

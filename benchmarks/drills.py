@@ -87,7 +87,7 @@ class Seen:
     notes: list[str] = field(default_factory=list)
 
     def words(self) -> str:
-        told = f"{self.done} of {self.trials} done, {self.twice} twice, {self.repeated} epochs repeated"
+        told = f"{self.done} of {self.trials} done, {self.twice} twice or too many, {self.repeated} epochs repeated"
         told += f" after {self.harm} blows" if self.harm else ""
         return ", ".join([f"{told}, {self.stuck} stuck", *self.notes])
 
@@ -110,10 +110,10 @@ def look(lab: Lab, study: str, asked: int, began: float, harm: int = 0) -> Seen:
     )
 
 
-def finish(process: "subprocess.Popen[str]", status: int = 0) -> str:
-    """What a command printed; it must end with `status`."""
+def finish(process: "subprocess.Popen[str]", *statuses: int) -> str:
+    """What a command printed; it must end with one of `statuses`, 0 where none is given."""
     output = process.communicate(timeout=PATIENCE_S)[0]
-    assert process.returncode == status, f"{process.returncode}: {output}"
+    assert process.returncode in (statuses or (0,)), f"exit status {process.returncode}: {output[-500:]}"
     return output
 
 
@@ -175,10 +175,13 @@ def disk_full(here: Site, storage: str) -> Seen:
             process = lab.start("sweep", study, "--trials", str(asked), "--workers", "2", SOMVQ_OUTAGE_S="3")
             wait_until(lambda turn=turn: lab.run_of(2 * turn, study).rows(), process=process)  # type: ignore[misc]
             fill(disk / "filler")
-            said += "No space left on device" in finish(process, status=1)
+            said += "No space left on device" in finish(process, 1)
             (disk / "filler").unlink()
-        finish(lab.start("sweep", study, "--trials", str(asked), "--workers", "2"))
+        finish(lab.start("sweep", study, "--trials", str(asked), "--workers", "2"), 0, 1)  # 1: a trial has failed
         seen = look(lab, study, asked, began, 2 * 4 * rounds)  # 4 attempts of each worker, in vain
+        seen.notes += [
+            trial["reason"].split(";")[0] for trial in lab.status(study)["trials"] if trial["state"] == "failed"
+        ]
         seen.notes.append(f"said so {said} of {rounds} times")
         return seen
 
