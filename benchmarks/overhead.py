@@ -105,7 +105,7 @@ def overhead(folder: Path, trials: int, ray: str | None) -> list[Table]:
     noticed = middle[1]["end of the attempt noticed"]
     table.add_row("somvq", f"{middle[0]:.0f}", "the attempt is a thread that sleeps; its process's start is left out")
     table.add_row("  its own work", f"{middle[0] - noticed:.0f}", "asked: 60 at most")
-    table.add_row("  until the end is noticed", f"{noticed:.0f}", "half of POLL_S, on average")
+    table.add_row("  until the end is noticed", f"{noticed:.0f}", "from the attempt's end to the worker's next look")
     table.add_row(
         "bare Optuna", f"{statistics.median(bare):.0f}", "study.optimize; objective of no work; SQLite as it is"
     )
