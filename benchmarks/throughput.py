@@ -85,7 +85,7 @@ def tables(
     own_cpu = sum(used for _, used, _, _ in found) / trials
     cores = len(os.sched_getaffinity(0))
     table = Table(
-        title=f"{workers} workers on PostgreSQL (fsync off), trials that sleep 1 s in a thread; load {load:.1f}, theirs included",
+        title=f"{workers} workers on PostgreSQL (fsync off), trials that sleep 1 s in a thread; load {load:.1f} in all",
         title_justify="left",
     )
     for heading in ("what", "seen", "of what"):
