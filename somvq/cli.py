@@ -4,6 +4,7 @@ import errno
 import json
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,6 +30,7 @@ from somvq.options import (
     option,
     takes_cohort,
 )
+from somvq.processes import leave
 
 if TYPE_CHECKING:
     from somvq.config import CohortSettings, Split
@@ -78,7 +80,7 @@ def main() -> None:
         if not is_away(error):
             raise
         status = fail(f"the study's storage does not answer ({explain(error)}); nothing is lost, ask again later", 1)
-    sys.exit(status)
+    leave(status)
 
 
 class Stopped(BaseException):
@@ -100,7 +102,8 @@ def plain_console() -> Console:
 
 def fail(message: str, status: int) -> int:
     """Prints `message` on stderr."""
-    Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/] {escape(message)}")
+    with suppress(OSError):  # a log on a full disk
+        Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/] {escape(message)}")
     return status
 
 

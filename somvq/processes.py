@@ -13,7 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from somvq.errors import RunError
 
@@ -50,6 +50,22 @@ def boot_id() -> str:
     """Which start of this machine it is."""
     path = Path("/proc/sys/kernel/random/boot_id")
     return path.read_text().strip() if path.exists() else ""
+
+
+def say(line: str) -> None:
+    """Prints `line` at once; where the log's disk is full, nothing."""
+    with suppress(OSError):
+        print(line, flush=True)
+
+
+def leave(status: int) -> NoReturn:
+    """Exits with `status`, also where what was printed finds no room: Python itself would say 120."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    sys.exit(status)
 
 
 def oom_kills() -> int:

@@ -310,6 +310,13 @@ def test_sqlite_is_opened_with_a_write_ahead_log(sqlite: Store) -> None:
     assert statement(sqlite, "PRAGMA journal_mode") == "wal"
 
 
+def test_a_ring_of_causes_ends() -> None:
+    outer, inner = StudyError("cannot be opened"), OSError(28, "No space left on device")
+    outer.__cause__, inner.__cause__ = inner, outer
+    assert is_away(outer)
+    assert explain(outer) == "No space left on device"
+
+
 def test_a_full_sqlite_is_away_and_one_without_tables_is_not(sqlite: Store) -> None:
     study = new_study(sqlite)
     statement(sqlite, "PRAGMA max_page_count = 1")

@@ -199,6 +199,28 @@ def test_a_database_that_is_stopped_and_started_again_interrupts_nobody(
     assert [trial["attempts"] for trial in status["trials"]] == [1, 1, 1, 1]
 
 
+def test_a_worker_that_starts_while_its_database_is_stopped_waits_for_it(
+    lab: Lab, postgresql: Any, request: pytest.FixtureRequest
+) -> None:
+    store(lab, "postgresql", request)
+    study = name_of(lab)
+    lab.run("sweep", study, "--trials", "1")
+    postgresql.stop("fast")
+    worker = lab.start("worker", study)
+    assert worker.stdout is not None
+    assert "the study's storage does not answer" in worker.stdout.readline()
+    refused = lab.run("status", study, status=2)
+    assert refused.count("\n") == 1
+    assert "cannot be opened" in refused
+    postgresql.start()
+    worker.communicate(timeout=60)
+    assert worker.returncode == 0
+    gave_up = lab.run(
+        "worker", study, SOMVQ_OUTAGE_S="0.5", SOMVQ_STORAGE="postgresql://me@127.0.0.1:1/none", status=75
+    )
+    assert "the study's storage did not answer for 0.5 s" in gave_up
+
+
 def test_a_journal_with_a_torn_last_line_goes_on(lab: Lab, request: pytest.FixtureRequest) -> None:
     store(lab, "journal", request)
     lab.plan(epoch_s=0.3)
@@ -233,7 +255,7 @@ def test_a_full_disk_costs_no_trial(lab: Lab) -> None:
                 pass
         output = process.communicate(timeout=120)[0]
         assert process.returncode == 1, output
-        assert "No space left on device" in output
+        assert "No space left on device" in output or "is the disk full?" in output
         filler.unlink()
         lab.run("sweep", "tiny", "--trials", "2")
         assert_exactly(lab, 2, repeated=5)

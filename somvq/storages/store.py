@@ -103,7 +103,9 @@ def advice_on(words: str) -> str | None:
 
 def causes(error: BaseException) -> Iterator[BaseException]:
     """`error`, what caused it, and so on."""
+    seen: list[BaseException] = []
     cause: BaseException | None = error
-    while cause is not None:
+    while cause is not None and cause not in seen:  # whoever raises a cause again makes a ring of them
+        seen.append(cause)
         yield cause
         cause = cause.__cause__

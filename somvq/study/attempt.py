@@ -19,7 +19,7 @@ from types import FrameType
 from typing import IO, NamedTuple
 
 from somvq.errors import DataError, SomvqError
-from somvq.processes import die_with, machine, start_of
+from somvq.processes import die_with, leave, machine, say, start_of
 from somvq.runs import Run, State
 from somvq.study.lease import holds
 
@@ -68,14 +68,14 @@ def main(folder: Path, parent: int, token: str = "") -> int:
 
     run = Run(folder)
     with (folder / LOCK).open("a+") as lock:
-        take(lock, token)
         try:
+            take(lock, token)
             run.set_state("running", new_attempt=True)
             ending = train(run, should_stop, still_ours)
             if still_ours():
                 run.set_state(ending.state, ending.reason)
         except OSError as error:  # a full disk: there is nowhere to say so
-            print(error)
+            say(str(error))
             return INFRASTRUCTURE
     return ending.status
 
@@ -111,7 +111,7 @@ def classify(error: Exception) -> Ending:
     else:
         traceback.print_exception(error)  # goes to the run's attempts.log
         return Ending(FAILED, "failed", in_one_line(error))
-    print(ending.reason)
+    say(ending.reason)
     return ending
 
 
@@ -176,7 +176,7 @@ def take(lock: IO[str], token: str) -> None:
         if not token:
             raise SystemExit("another process is training this run")
         if not end_predecessor(lock):
-            print("an attempt on another machine has not let go of this run; it stops when it next looks")
+            say("an attempt on another machine has not let go of this run; it stops when it next looks")
             return
     lock.seek(0)
     lock.truncate()
@@ -208,4 +208,4 @@ def end_predecessor(lock: IO[str]) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]))
+    leave(main(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from somvq.errors import RunError
+from somvq.processes import say
 from somvq.storages import explain, is_away
 
 T = TypeVar("T")
@@ -33,10 +34,10 @@ def patiently(call: Callable[[], T], while_waiting: Callable[[], object], patien
                 raise
             if time.monotonic() > gives_up:
                 raise Blocked(
-                    f"the study's storage did not answer for {patience_s:.0f} s: {explain(error)}; "
+                    f"the study's storage did not answer for {patience_s:g} s: {explain(error)}; "
                     "nothing is lost, and the same command goes on when it does"
                 ) from error
-            print(f"the study's storage does not answer ({explain(error)}); asking again", flush=True)
+            say(f"the study's storage does not answer ({explain(error)}); asking again")
         wait(pause * random.uniform(0.5, 1.5), while_waiting)  # not all workers at once
         pause = min(2 * pause, LONGEST_PAUSE_S)
 

@@ -9,10 +9,8 @@ from types import FrameType
 
 from optuna.trial import FrozenTrial, TrialState
 
-from somvq.errors import StudyError
-from somvq.processes import die_with
+from somvq.processes import die_with, say
 from somvq.settings import Settings
-from somvq.storages import is_away
 from somvq.study.claim import Claim, claim_trial
 from somvq.study.patience import Blocked, patiently
 from somvq.study.record import OpenStudy, load_study
@@ -69,7 +67,7 @@ class Worker:
             if claim is None:
                 return 0
             self.conduct(claim)
-        print(f"stops: {why}", flush=True)
+        say(f"stops: {why}")
         return 128 + self.stop.signal if self.stop.asked() else 0
 
     def claim(self) -> Claim | None:
@@ -79,10 +77,10 @@ class Worker:
     def conduct(self, claim: Claim) -> None:
         """Trains one trial, and says so."""
         number = claim.trial.number
-        print(f"trial {number}: {'taken over' if claim.taken_over else 'begun'}", flush=True)
+        say(f"trial {number}: {'taken over' if claim.taken_over else 'begun'}")
         ending = Conductor(self.opened, claim, self.tracker, self.why_stop, self.settings).conduct()
         reason = "this worker slept, and another has it now" if ending == "lost" else claim.run.progress().reason
-        print(f"trial {number}: {ending} {reason}".rstrip(), flush=True)
+        say(f"trial {number}: {ending} {reason}".rstrip())
 
     def heed(self) -> None:
         """Raises if this worker is to end."""
@@ -129,20 +127,10 @@ def work(settings: Settings, name: str, parent: int | None = None) -> int:
             raise Stopping
 
     try:
-        worker = patiently(lambda: Worker(open_study(settings, name), settings, stop), heed, settings.outage_s)
+        worker = patiently(lambda: Worker(load_study(settings, name), settings, stop), heed, settings.outage_s)
         return worker.work()
     except Stopping:
         return 128 + stop.signal
     except Blocked as blocked:
-        print(blocked, flush=True)
+        say(str(blocked))
         return BLOCKED
-
-
-def open_study(settings: Settings, name: str) -> OpenStudy:
-    """The study; a storage that is away is told apart from one that does not know it."""
-    try:
-        return load_study(settings, name)
-    except StudyError as error:
-        if error.__cause__ is not None and is_away(error.__cause__):
-            raise error.__cause__ from error
-        raise
