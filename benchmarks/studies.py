@@ -1,12 +1,14 @@
 """What studies withstand and what they cost, beside bare Optuna and Ray Tune; a table for each question.
 
-python benchmarks/studies.py                          all tables (20 minutes on two cores)
+python benchmarks/studies.py                          all tables (half an hour on two cores that others use too)
 python benchmarks/studies.py drills --drill chaos --storage sqlite
 python benchmarks/studies.py overhead --ray RAY/bin/python
 """
 
 import argparse
 import os
+import signal
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -97,6 +99,7 @@ def main() -> None:
         parser.error(f"no table '{unknown[0]}'; there are {', '.join(TABLES)}")
     chosen.drill, chosen.storage = chosen.drill or list(DRILLS), chosen.storage or list(STORAGES)
     silence_optuna()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers and disks are taken down
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with tempfile.TemporaryDirectory() as folder:
         for name in chosen.tables or TABLES:
