@@ -11,9 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import somvq
 from somvq.runs import Run
 
 LIGHT = Path(__file__).with_name("light")
+SOURCE = Path(somvq.__file__).parent.parent
 SOMVQ = [sys.executable, "-m", "somvq"]
 SWEEP = """
 method: random
@@ -35,7 +37,8 @@ class Lab:
         (folder / "somvq.yaml").write_text(f"cohort: {scans}\ncohorts: {cohorts}\nwandb: disabled\n")
         (folder / "sweeps").mkdir()
         self.write_sweep(SWEEP)
-        self.environment = {"PYTHONPATH": str(LIGHT), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        sources = f"{LIGHT}:{SOURCE}"  # the somvq of these tests, whichever is installed
+        self.environment = {"PYTHONPATH": sources, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
         self.started: list[subprocess.Popen[str]] = []
 
     def write_sweep(self, text: str, name: str = "tiny") -> None:
