@@ -62,6 +62,16 @@ def test_a_clean_checkout_is_its_commit(repository: Path) -> None:
     assert found == Checkout(folder=str(repository), sha=git(repository, "rev-parse", "HEAD"), dirty=False)
 
 
+def test_a_patch_has_no_password(repository: Path, tmp_path: Path) -> None:
+    (repository / "code.py").write_text("storage: postgresql://me:secret-0666@host/db?sslpassword=secret-0667\n")
+    found = read_checkout(str(repository))
+    assert found is not None
+    an_audit(git={"folder": found}).keep_patches(tmp_path)
+    patch = (tmp_path / "folder.patch").read_text()
+    assert "storage: postgresql://me:***@host/db" in patch
+    assert "secret" not in patch
+
+
 def test_uncommitted_changes_make_a_patch_that_makes_them_again(repository: Path, tmp_path: Path) -> None:
     (repository / "code.py").write_text("x = 2\n")
     (repository / "inner" / "more.py").write_text("y = 2\n")

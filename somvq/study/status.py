@@ -173,8 +173,8 @@ class Status:
 
 def read_status(opened: OpenStudy) -> Status:
     """The study now; what is over is read once."""
-    record = opened.record
     trials = opened.study.get_trials(deepcopy=False)
+    target, record = opened.refresh(), opened.record  # after the trials, which may be of a row that was just added
     for trial in trials:
         if trial.number not in opened.over:
             found = trial_status(trial, record.run(trial.number), record.sweep)
@@ -185,7 +185,7 @@ def read_status(opened: OpenStudy) -> Status:
     status = Status(
         study=record.name,
         goals=[(goal.name, goal.goal) for goal in record.sweep.goals],
-        target=opened.target,
+        target=target,
         folder=str(record.folder),
         cohort=record.cohort_summary,
         storage=mask(opened.store.url),
