@@ -7,11 +7,12 @@ A trial that is suggested the settings of an earlier one is not trained: others 
 are none (a small space), it takes the earlier one's values as soon as that has ended.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from optuna.distributions import BaseDistribution
+from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from somvq.config import derive_seed
@@ -108,10 +109,10 @@ def suggest(
     opened: OpenStudy, space: dict[str, BaseDistribution], trials: Sequence[FrozenTrial], *, again: int
 ) -> dict[str, Any]:
     """What the sweep's method suggests for the next trial; decided by the study's seed and what has ended so far."""
-    record, study = opened.record, opened.study
+    record = opened.record
     asked = ("ask", len(trials), again) if again else ("ask", len(trials))
     sampler = build_sampler(record.sweep, derive_seed(record.seed, *asked))
-    study._thread_local.cached_all_trials = list(trials)  # what Study.ask keeps for its sampler
+    study = Snapshot(opened.study, trials)
     to_come = create_trial(state=TrialState.RUNNING)
     to_come.number = len(trials)
     params = sampler.sample_relative(study, to_come, sampler.infer_relative_search_space(study, to_come))
@@ -119,6 +120,20 @@ def suggest(
         if name not in params:
             params[name] = sampler.sample_independent(study, to_come, name, distribution)
     return params
+
+
+class Snapshot(Study):
+    """A study as it was when its trials were read: its sampler would read them again, some of them twice."""
+
+    def __init__(self, study: Study, trials: Sequence[FrozenTrial]):
+        self.__dict__.update(study.__dict__)
+        self.seen = trials
+
+    def _get_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
+    ) -> list[FrozenTrial]:
+        """Those in any of `states`, as Study's; nobody changes them."""
+        return [trial for trial in self.seen if states is None or trial.state in states]
 
 
 def settle_twins(opened: OpenStudy, trials: Sequence[FrozenTrial]) -> bool:

@@ -24,6 +24,10 @@ class Limits(Frozen):
     hours: Annotated[float, Field(gt=0)] | None = Field(None, description="hours in which anything of it trains")
     gpu_hours: Annotated[float, Field(gt=0)] | None = Field(None, description="hours of GPUs, summed over them")
 
+    def any(self) -> bool:
+        """Whether there is a limit."""
+        return self.hours is not None or self.gpu_hours is not None
+
     def reached(self, hours: float, gpu_hours: float) -> str:
         """Which limit is reached by what was used; empty if none."""
         if self.hours is not None and hours >= self.hours:

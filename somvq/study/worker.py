@@ -55,13 +55,14 @@ class Worker:
         self.opened, self.settings, self.stop = opened, settings, stop
         self.tracker = build_tracker(settings.wandb)
         self.looked, self.used_up = float("-inf"), ""
+        self.failed = False  # the last trial of this worker
         self.ended_before = {trial.number for trial in self.ended()}
 
     def work(self) -> int:
         """Until nothing is left to take; the exit status."""
         while not (why := self.why_stop(now=True)):
             try:
-                if patiently(self.keeps_failing, self.heed, self.settings.outage_s):
+                if self.failed and patiently(self.keeps_failing, self.heed, self.settings.outage_s):
                     return FAILING
                 claim = patiently(self.claim, self.heed, self.settings.outage_s)
             except Stopping:
@@ -83,6 +84,7 @@ class Worker:
         ending = Conductor(self.opened, claim, self.tracker, self.why_stop, self.settings).conduct()
         reason = "this worker slept, and another has it now" if ending == "lost" else claim.run.progress().reason
         say(f"trial {number}: {ending} {reason}".rstrip())
+        self.failed = ending == "failed"
 
     def heed(self) -> None:
         """Raises if this worker is to end."""
@@ -99,7 +101,8 @@ class Worker:
         if now or time.monotonic() - self.looked > LOOK_S:
             self.looked = time.monotonic()
             with suppress(Exception):  # a storage that is away sets no limit
-                self.used_up = self.opened.limits.reached(*read_usage(folder))
+                limits = self.opened.limits
+                self.used_up = limits.reached(*read_usage(folder)) if limits.any() else ""
         return self.used_up
 
     def keeps_failing(self) -> bool:
