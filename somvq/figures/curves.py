@@ -26,9 +26,18 @@ class Panel:
 PANELS = (
     Panel("Loss", (("train/loss", "train"), ("val/loss", "validation")), log=True),
     Panel("Reconstruction loss", (("train/reconstruction", "train"), ("val/reconstruction", "validation")), log=True),
+    Panel(
+        "Reconstruction loss, $x'_q$",
+        (("train/reconstruction_q", "train"), ("val/reconstruction_q", "validation")),
+        log=True,
+    ),
     Panel("SSIM (validation)", (("val/ssim", "$x'_e$"), ("val/ssim_q", "$x'_q$")), best=True),
+    Panel("KL", (("train/kl", "train"), ("val/kl", "validation")), log=True),
+    Panel("Codes to tokens", (("train/codebook", "train"), ("val/codebook", "validation")), log=True),
+    Panel("Commitment", (("train/commitment", "train"), ("val/commitment", "validation")), log=True),
     Panel("Hardening", (("train/hardening", "train"), ("val/hardening", "validation")), log=True),
     Panel("Neighbours", (("train/neighbours", "train"), ("val/neighbours", "validation")), log=True),
+    Panel("Order", (("train/order", "train"), ("val/order", "validation")), log=True),
     Panel("PSNR, dB (validation)", (("val/psnr", "$x'_e$"), ("val/psnr_q", "$x'_q$")), best=True),
     Panel("Codebook, nodes", (("codebook/used", "used"), ("codebook/perplexity", "perplexity"))),
     Panel("Codebook, entropy of choice", (("codebook/entropy", "entropy"),)),
