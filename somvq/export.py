@@ -125,11 +125,16 @@ def find_files(cohort: Cohort, rows: Sequence[int], scans: Scans) -> list[Path]:
 
 
 def name_scans(entries: Sequence[ScanEntry]) -> list[str]:
-    """A file's name for each scan: its subject and session, and a number where these are not enough."""
-    plain = [re.sub(r"[^A-Za-z0-9.-]+", "-", f"{entry.subject} {entry.session}").strip("-.") for entry in entries]
-    counts = {name: plain.count(name) for name in plain}
-    return [name if counts[name] == 1 else f"{name}-{plain[:place].count(name) + 1}"
-            for place, name in enumerate(plain)]  # fmt: skip
+    """A file's name for each scan: its subject, its session where it has one, and a number where these are not enough.
+
+    The session of a scan that nothing names is its file.
+    """
+    said = [f"{entry.subject} {'' if entry.session == entry.file else entry.session}" for entry in entries]
+    plain = [re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-.") for name in said]
+    return [
+        name if plain.count(name) == 1 else f"{name}-{plain[:place].count(name) + 1}"
+        for place, name in enumerate(plain)
+    ]
 
 
 @torch.no_grad()

@@ -22,6 +22,8 @@ BLUE, ORANGE = "#0072b2", "#d55e00"  # Okabe and Ito's, told apart by everyone
 UNSEEN = 6  # of 255: two colours that differ by less in each channel look alike
 SHADES = 64  # of a scan's greys: the eye hardly sees more, and the PNG of a study is uploaded many times
 
+PLANES = (("sagittal", "x", "A", "P"), ("coronal", "y", "R", "L"), ("axial", "z", "R", "L"))  # name, axis, left, right
+
 STYLE: dict[str, Any] = {
     "figure.dpi": DPI,
     "figure.facecolor": PAPER,
@@ -133,6 +135,12 @@ def spread(tokens: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
     for axis, side in enumerate(shape):
         tokens = tokens.repeat(side // tokens.shape[axis], axis)
     return tokens
+
+
+def name_slices(shape: tuple[int, ...]) -> list[str]:
+    """What is written above each of `mid_slices` of a volume: its plane, its place, and which side is on the left."""
+    named = zip(PLANES, shape, strict=True)
+    return [f"{left}   {name}, {axis} = {side // 2}   {right}" for (name, axis, left, right), side in named]
 
 
 def check_map(name: str, count: int, height: int, width: int) -> None:

@@ -6,16 +6,16 @@ Node k of a map of height x width lies at row k // width, column k % width; row 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm, to_hex
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike, NDArray
 
 from somvq.figures import BLUE, FAINT, ORANGE, blank, check_map, checked, styled
-from somvq.figures.colours import UNUSED
 
 Numbers = NDArray[np.float64]
+UNUSED = "#d9dce2"
 COUNTS = FuncFormatter(lambda count, _: f"{count:,.0f}")
 
 
@@ -40,7 +40,7 @@ def draw_hits(hits: ArrayLike, height: int, width: int) -> Figure:
         figure, axes = map_axes(height, width, title)
         scale, palette = (
             LogNorm(1, max(counts.max(), 10)),
-            colormaps["viridis"].with_extremes(bad=to_hex(np.divide(UNUSED, 255))),
+            colormaps["viridis"].with_extremes(bad=UNUSED),
         )
         picture = axes.imshow(grid, cmap=palette, norm=scale, interpolation="nearest")
         rows, columns = np.divmod(np.flatnonzero(counts == 0), width)

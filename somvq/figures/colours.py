@@ -17,7 +17,6 @@ from somvq.figures import check_map
 Numbers = NDArray[np.float64]
 Colours = NDArray[np.uint8]
 
-UNUSED = (217, 220, 226)  # a node that no token chose
 RING_CENTRE, RING_RADIUS = (0.649, -0.002, 0.013), 0.07  # OKLab
 TUBE_WIDTH, TUBE_HEIGHT = 0.026, 0.215  # half axes: away from the ring's centre, and from dark to light
 SHEET_CENTRE, SHEET_RADIUS = (0.561, -0.044, -0.026), 0.1

@@ -14,6 +14,8 @@ from somvq.figures.codebook import colour_bar, label_map, map_axes
 Numbers = NDArray[np.float64]
 MOST_PLANES = 8
 ACROSS = 4  # planes in a line
+LEFT, TOP, BOTTOM, STEP = 48, 46, 46, 64  # pixels: beside, above and below all planes; between two of a column
+MOST_WIDE, MOST_HIGH, GAP = 178, 400, 36  # pixels of a plane; between two in a line
 
 
 def neighbour_distances(codes: ArrayLike, height: int, width: int, *, toroidal: bool) -> Numbers:
@@ -63,21 +65,31 @@ def draw_planes(codes: ArrayLike, height: int, width: int, *, toroidal: bool) ->
     """The codes' (K, C) first principal components on the map, at most 8, each on a scale of its own about 0."""
     check_map("codes", len(np.asarray(codes)), height, width)
     scores, share = principal_planes(codes)
-    across = min(len(scores), ACROSS)
-    lines = -(-len(scores) // across)
+    high, wide = _size(height, width)
+    lines = -(-len(scores) // ACROSS)
     with styled():
-        side = 880 / ACROSS - 30  # pixels
-        figure = blank(900, int(np.clip(side * height / width, 60, 500) + 55) * lines + 75)
-        places = figure.subplots(lines, ACROSS, squeeze=False).flat
-        for number, axes in enumerate(places):
-            if number < len(scores):
-                _draw_plane(axes, scores[number].reshape(height, width), f"PC {number + 1}: {share[number]:.0%}")
-            else:
-                axes.set_axis_off()
+        tall = lines * (high + STEP) + TOP + BOTTOM
+        figure = blank(900, tall)
+        figure.set_layout_engine("none")  # matplotlib would take half a second to fit eight axes
+        for number, plane in enumerate(scores):
+            line, place = divmod(number, ACROSS)
+            left = LEFT + place * (MOST_WIDE + GAP) + (MOST_WIDE - wide) / 2
+            bottom = BOTTOM + (lines - line - 1) * (high + STEP) + STEP / 2
+            axes = figure.add_axes((left / 900, bottom / tall, wide / 900, high / tall))
+            _draw_plane(axes, plane.reshape(height, width), f"PC {number + 1}: {share[number]:.0%}")
+            if number:
+                axes.set(xticks=[], yticks=[])  # as the first one's
         title = f"Principal components of the codes of the {_name(height, width, toroidal)}, and their variance"
-        figure.suptitle(title, x=0.015, ha="left", fontsize=12, fontweight="bold")
-        figure.supxlabel(f"blue below, red above the mean code; {share.sum():.0%} of the variance", fontsize=11)
+        figure.suptitle(title, x=0.015, y=1 - 14 / tall, ha="left", va="top", fontsize=12, fontweight="bold")
+        below = f"blue below, red above the mean code; {share.sum():.0%} of the variance"
+        figure.text(0.5, 16 / tall, below, ha="center", fontsize=11)
     return figure
+
+
+def _size(height: int, width: int) -> tuple[int, int]:
+    """Pixels of a plane, down and across, at one scale for both but on maps that are next to lines."""
+    scale = min(MOST_WIDE / width, MOST_HIGH / height)
+    return max(round(height * scale), 12), max(round(width * scale), 12)
 
 
 def _name(height: int, width: int, toroidal: bool) -> str:
@@ -88,6 +100,6 @@ def _name(height: int, width: int, toroidal: bool) -> str:
 def _draw_plane(axes: Axes, plane: Numbers, title: str) -> None:
     """One component on the map, blue below 0 and red above."""
     reach = max(float(np.abs(plane).max()), 1e-12)
-    axes.imshow(plane, cmap="RdBu_r", vmin=-reach, vmax=reach, interpolation="nearest")
+    axes.imshow(plane, cmap="RdBu_r", vmin=-reach, vmax=reach, interpolation="nearest", aspect="auto")
     label_map(axes, most=5)
     axes.set_title(title, fontsize=11, fontweight="normal")

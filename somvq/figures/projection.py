@@ -8,13 +8,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
-from somvq.figures import DARK, LIGHT, blank, checked, grey_window, mid_slices, spread, styled
+from somvq.figures import DARK, LIGHT, blank, checked, grey_window, mid_slices, name_slices, spread, styled
 from somvq.figures.codebook import label_map
 from somvq.figures.colours import node_colours
 
 Numbers = NDArray[np.float64]
-STRENGTH = 0.6  # of a node's colour; the rest is the scan's grey
-PLANES = (("sagittal", "x", "A", "P"), ("coronal", "y", "R", "L"), ("axial", "z", "R", "L"))  # name, axis, left, right
+STRENGTH = 0.7  # of a node's colour; the rest is the scan's grey
 
 
 def draw_projection(
@@ -56,13 +55,12 @@ def _lay_out(pictures: list[Numbers], shape: tuple[int, ...], palette: Numbers, 
     figure = blank(1000, int(920 * tallest / (sum(widths) + key_width)) + 70)
     figure.set_facecolor(DARK)
     *slices, key = figure.subplots(1, 4, width_ratios=[*widths, key_width])
-    for axes, picture, (name, axis, left, right), side in zip(slices, pictures, PLANES, shape, strict=True):
+    for axes, picture, name in zip(slices, pictures, name_slices(shape), strict=True):
         axes.imshow(picture, interpolation="nearest")
         middle = picture.shape[0] / 2
         axes.set_ylim(middle + tallest / 2, middle - tallest / 2)  # the same scale in all
         axes.set_axis_off()
-        axes.set_title(f"{left}   {name}, {axis} = {side // 2}   {right}", color=LIGHT, loc="center", fontsize=11,
-                       fontweight="normal")  # fmt: skip
+        axes.set_title(name, color=LIGHT, loc="center", fontsize=11, fontweight="normal")
     _draw_key(key, palette, toroidal)
     return figure
 
