@@ -86,7 +86,7 @@ def save(figure: Figure, path: Path) -> None:
     """Write the figure to `path` as PNG, whole or not at all; equal figures give equal bytes."""
     partial = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
-        reduced(render(figure)).save(partial, "png", dpi=(DPI, DPI), compress_level=9)
+        reduced(render(figure)).save(partial, "png", dpi=(DPI, DPI))
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
