@@ -379,6 +379,43 @@ def evaluate(
 
 
 @app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="A run's folder, STUDY/NUMBER, or a study: its best finished trial.")],
+    target: Annotated[Path, typer.Argument(help="A folder; or a .nii.gz, for the first scan.")],
+    split: Annotated[str, typer.Option(help="val, test or train.")] = "val",
+    subject: Annotated[list[str] | None, option(help="Of these subjects alone; may be repeated.", unset="all")] = None,
+    cohort: Annotated[Path | None, option(help="Where the scans are now.", unset="where they were")] = None,
+    runs: RunsOption = None,
+    storage: StorageOption = None,
+) -> None:
+    """Write which node stands for each voxel of a scan, on the scan's own grid, and tables of the nodes' colours.
+
+    Each voxel has its token's node + 1, and 0 outside the brain.
+    The tables are for FSLeyes (.lut) and FreeSurfer's freeview (_lut.txt).
+    """
+    from somvq.settings import read_settings
+    from somvq.study import foreground
+    from somvq.study.advice import shorten
+    from somvq.study.choice import find_run
+    from somvq.study.record import load_study
+    from somvq.study.status import silence_optuna
+
+    silence_optuna()
+    console = plain_console()
+    wanted, settings = choose_split(split), read_settings(runs=runs, storage=storage)
+    found, why = find_run(settings, run)
+    console.print(escape(f"run      {shorten(found.folder)}{f', {why}' if why else ''}"), soft_wrap=True)
+    begun = load_study(settings, found.record.study, looking=True).record
+    from somvq import export as node_maps  # here, so that refusals do not wait for torch
+
+    scans = node_maps.Scans(cohort or begun.scans, begun.cohort_settings)
+    with foreground.progress_bar(console) as on_scan:
+        written = node_maps.export(found, target, scans, split=wanted, subjects=subject or (), on_scan=on_scan)
+    for path in written:
+        console.print(escape(f"wrote    {path}"), soft_wrap=True)
+
+
+@app.command()
 def rerun(
     study: Annotated[str, typer.Argument(help="The study's name.")],
     trial: Annotated[int, typer.Argument(help="The number of a finished trial.", min=0)],

@@ -1,4 +1,4 @@
-"""A run measured on a split of its cohort after its training, and the only place where the test split is read.
+"""A run measured on a split of its cohort after its training, and the only place where the test split is measured.
 
 Each evaluation is a line of the run's evaluations.jsonl, on disk before anyone sees a number of it.
 """

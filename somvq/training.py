@@ -3,31 +3,25 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from somvq import figures
+from somvq import figures, gallery
 from somvq.audit import read_device
 from somvq.checkpoints import load_checkpoint, save_checkpoint
 from somvq.config import Split, batch_size, derive_seed
 from somvq.data.cohort import Cohort
 from somvq.errors import RunError
-from somvq.figures import codebook, curves, latent, reconstruction
 from somvq.health import check, finite
 from somvq.initialisers import initialise
 from somvq.initialisers.start import Kind, Start, Tokens
 from somvq.models import Model, body_of, build_model
-from somvq.models.discrete import DiscreteAE, flatten
+from somvq.models.discrete import flatten
 from somvq.runs import Row, Run
 from somvq.validation import Validation, blank_error, mean_image_baseline, objective, survey, validate
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-FIGURE_EPOCHS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # and the last; a slider's worth, not a disk's
 
 
 class Interrupted(Exception):
@@ -227,15 +221,13 @@ class Training:
         save_checkpoint(self.run.checkpoint, content)
 
     def draw(self, epoch: int, row: Row, validation: Validation) -> None:
-        """The figures of `epoch`, if it is one of those that are drawn; t-SNE, the dear one, only of the last."""
-        last = epoch == self.config.epochs
-        if not figures_due(epoch, self.config.epochs):
+        """The figures of `epoch`, if it is one of those that are drawn."""
+        if not gallery.figures_due(epoch, self.config.epochs):
             return
-        drawn = {"reconstruction": draw_slices(validation)}
-        if isinstance(self.model, DiscreteAE) and validation.hits is not None:
-            drawn |= draw_map(self.model, validation, with_latent=last)
-        if last:
-            drawn["curves"] = curves.draw_curves([*self.run.rows(), row])
+        drawn = gallery.draw_epoch(self.model, validation)
+        if epoch == self.config.epochs:
+            brain = self.cohort.brain(self.cohort.rows["val"][0])
+            drawn |= gallery.draw_last(self.model, validation, brain, [*self.run.rows(), row])
         for name, figure in drawn.items():
             figures.save(figure, self.run.figure(name, epoch))
 
@@ -252,31 +244,3 @@ def share_of_rate(epoch: int, epochs: int, schedule: str) -> float:
     if epoch <= rising:
         return epoch / (rising + 1)
     return (1 + math.cos(math.pi * (epoch - 1 - rising) / (epochs - rising))) / 2
-
-
-def figures_due(epoch: int, last: int) -> bool:
-    """Whether `epoch` is one of those that are drawn."""
-    return epoch in FIGURE_EPOCHS or epoch == last
-
-
-def draw_slices(validation: Validation) -> "Figure":
-    """The first validation scan beside its reconstructions."""
-    quantised = None if validation.image_q is None else validation.image_q.cpu().numpy()
-    return reconstruction.draw_reconstruction(validation.scan.cpu().numpy(), validation.image.cpu().numpy(), quantised)
-
-
-def draw_map(model: DiscreteAE, validation: Validation, *, with_latent: bool) -> "dict[str, Figure]":
-    """The codebook's figures, by name."""
-    grid, codes = model.codebook.grid, model.codebook.codes.detach().cpu().numpy()
-    assert validation.hits is not None
-    hits = validation.hits.cpu().numpy()
-    drawn = {
-        "codebook_grid": codebook.draw_grid(codes, grid.height, grid.width),
-        "hits": codebook.draw_hits(hits, grid.height, grid.width),
-        "usage": codebook.draw_usage(hits),
-    }
-    if with_latent and validation.tokens is not None and validation.nodes is not None:
-        tokens, nodes = validation.tokens.cpu().numpy(), validation.nodes.flatten().cpu().numpy()
-        torus = grid.topology == "toroidal"
-        drawn["tsne"] = latent.draw_latent(tokens, nodes, codes, grid.height, grid.width, toroidal=torus)
-    return drawn

@@ -6,24 +6,33 @@ from weakref import ref
 
 import numpy as np
 import pytest
+import torch
 from matplotlib import pyplot
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from numpy.typing import NDArray
 from scipy import ndimage
+from skimage.color import deltaE_ciede2000, rgb2lab
 
-from somvq.figures import DARK, SHADES, render, save
-from somvq.figures.codebook import draw_grid, draw_hits, draw_usage, node_colours
+from somvq.codebooks.grid import Grid
+from somvq.config import Topology
+from somvq.figures import DARK, SHADES, UNSEEN, render, save, spread
+from somvq.figures.codebook import draw_grid, draw_hits, draw_usage
+from somvq.figures.colours import node_colours
 from somvq.figures.curves import draw_curves
+from somvq.figures.decoded import draw_decoded, pick_nodes
 from somvq.figures.latent import draw_latent, embed
 from somvq.figures.montage import HEIGHT as MOST_HIGH
 from somvq.figures.montage import SMALLEST, draw_montage
 from somvq.figures.montage import WIDTH as MOST_WIDE
+from somvq.figures.planes import draw_planes, draw_umatrix, neighbour_distances, principal_planes
+from somvq.figures.projection import STRENGTH, draw_projection
 from somvq.figures.reconstruction import draw_reconstruction
 
 HEIGHT, WIDTH, CHANNELS = 4, 6, 8
 GREY_OF_UNUSED = (217, 220, 226)
+FIGURES = ("latent", "grid", "hits", "usage", "reconstruction", "curves", "umatrix", "planes", "projection", "decoded")
 
 
 def latent(count: int = 120, seed: int = 0) -> tuple[NDArray, NDArray, NDArray]:
@@ -69,7 +78,22 @@ def draw(name: str) -> Figure:
         "usage": lambda: draw_usage(hits),
         "reconstruction": lambda: draw_reconstruction(scan(), scan() * 0.8, scan() * 0.5),
         "curves": lambda: draw_curves(ledger()),
+        "umatrix": lambda: draw_umatrix(codes, HEIGHT, WIDTH, toroidal=True),
+        "planes": lambda: draw_planes(np.sin(np.outer(np.arange(24), np.arange(8))), HEIGHT, WIDTH, toroidal=True),
+        "projection": lambda: draw_projection(*projected(), HEIGHT, WIDTH, toroidal=True),
+        "decoded": lambda: draw_decoded(decoded_blocks(), hits, HEIGHT, WIDTH, toroidal=True),
     }[name]()
+
+
+def projected() -> tuple[NDArray, NDArray, NDArray]:
+    """A scan of 32 x 48 x 32 voxels, where it is brain, and the nodes of its 12 tokens."""
+    volume = scan((32, 48, 32))
+    return volume, volume > -0.5, np.arange(12).reshape(2, 3, 2) * 2
+
+
+def decoded_blocks() -> NDArray:
+    """A block of voxels for each node that the small map's figure shows."""
+    return np.stack([scan((16, 16, 16)) * node for node in range(HEIGHT * WIDTH)])
 
 
 def words(figure: Figure) -> str:
@@ -110,7 +134,7 @@ def shown(figure: Figure) -> list[list[NDArray]]:
     return [[pixels[place][..., 0] for place in places] for places in slices_of(figure)]
 
 
-@pytest.mark.parametrize("name", ["latent", "grid", "hits", "usage", "reconstruction", "curves"])
+@pytest.mark.parametrize("name", FIGURES)
 def test_a_figure_is_bytes_and_neither_black_nor_blank_nor_cut_off(name: str) -> None:
     figure = draw(name)
     pixels = render(figure)
@@ -131,12 +155,14 @@ def test_the_users_matplotlibrc_changes_nothing() -> None:
         assert np.array_equal(render(draw_grid(codes, HEIGHT, WIDTH)), plain)
 
 
-def test_a_saved_figure_reads_back_as_rendered_and_equal_figures_give_equal_bytes(tmp_path: Path) -> None:
+def test_a_saved_figure_reads_back_as_rendered_as_far_as_eyes_can_tell_and_equal_figures_give_equal_bytes(
+    tmp_path: Path,
+) -> None:
     *_, codes = latent()
     for name in ("first.png", "second.png"):
         save(draw_grid(codes, HEIGHT, WIDTH), tmp_path / name)
-    read = np.round(imread(tmp_path / "first.png")[..., :3] * 255).astype(np.uint8)
-    assert np.array_equal(read, render(draw_grid(codes, HEIGHT, WIDTH)))
+    read = np.round(imread(tmp_path / "first.png")[..., :3] * 255)
+    assert np.abs(read - render(draw_grid(codes, HEIGHT, WIDTH))).max() <= UNSEEN
     assert (tmp_path / "first.png").read_bytes() == (tmp_path / "second.png").read_bytes()
     assert b"atplotlib" not in (tmp_path / "first.png").read_bytes()
 
@@ -197,29 +223,50 @@ def test_the_latent_figure_says_what_it_shows_and_how_much_of_it() -> None:
 def test_a_token_has_the_colour_of_its_node() -> None:
     tokens, nodes, codes = latent()
     figure = draw_latent(tokens, nodes, codes, HEIGHT, WIDTH, toroidal=True)
-    palette = node_colours(HEIGHT, WIDTH, toroidal=True)
+    palette = node_colours(HEIGHT, WIDTH, toroidal=True) / 255
     assert np.allclose(figure.axes[0].collections[0].get_facecolors()[:, :3], palette[nodes])
     key = next(axes for axes in figure.axes if axes.images)
     assert np.allclose(key.images[0].get_array(), palette.reshape(HEIGHT, WIDTH, 3))
 
 
-def test_a_torus_has_like_colours_across_its_edges_and_a_flat_map_has_not() -> None:
-    torus, flat = (node_colours(16, 16, toroidal=toroidal).reshape(16, 16, 3) for toroidal in (True, False))
-    for axis in (0, 1):
-        steps = np.linalg.norm(np.diff(torus, axis=axis, append=torus.take([0], axis)), axis=-1)
-        assert steps.take(-1, axis).max() <= steps.max()  # from the last to the first as between any two neighbours
-        assert steps.max() < 0.35
-        across = np.linalg.norm(flat.take(0, axis) - flat.take(-1, axis), axis=-1)
-        assert across.min() > 0.5
+def difference(one: NDArray, other: NDArray) -> NDArray:
+    """CIEDE2000 between colours of 0 to 255: 1 can just be seen."""
+    return np.asarray(deltaE_ciede2000(rgb2lab(one / 255), rgb2lab(other / 255)))
+
+
+@pytest.mark.parametrize(("toroidal", "evenness"), [(True, 2.6), (False, 3.2)])
+def test_neighbours_differ_by_about_as_much_everywhere_on_a_map_and_far_nodes_by_more(
+    toroidal: bool, evenness: float
+) -> None:
+    grid = Grid(16, 16, "toroidal" if toroidal else "rectangular")
+    colours = node_colours(16, 16, toroidal=toroidal)
+    apart = difference(colours[:, None], colours[None])
+    steps = apart[grid.adjacency.numpy() == 1]
+    assert steps.min() > 2
+    assert steps.max() < evenness * steps.min()
+    assert apart[grid.distances.numpy() >= 4].min() > 1.1 * steps.mean()
+    assert len(np.unique(colours, axis=0)) == 256
 
 
 @pytest.mark.parametrize("toroidal", [True, False])
-def test_no_two_nodes_share_a_colour_and_all_can_be_shown(toroidal: bool) -> None:
-    palette = node_colours(16, 16, toroidal=toroidal)
-    assert palette.shape == (256, 3)
-    assert palette.min() >= 0
-    assert palette.max() <= 1
-    assert len(np.unique(np.round(palette * 255), axis=0)) == 256
+def test_colours_join_across_the_edges_of_a_torus_and_only_there(toroidal: bool) -> None:
+    colours = node_colours(16, 16, toroidal=toroidal).reshape(16, 16, 3)
+    for axis in (0, 1):
+        steps = difference(colours, np.roll(colours, -1, axis))
+        inner, across = np.delete(steps, -1, axis), steps.take(-1, axis)
+        if toroidal:
+            assert inner.min() - 0.3 < across.min()  # of bytes: rounded
+            assert across.max() < inner.max() + 0.3
+        else:
+            assert across.min() > 2 * inner.max()
+
+
+def test_a_map_on_its_side_has_the_same_colours_and_any_map_has_some() -> None:
+    upright, lying = (node_colours(*shape, toroidal=True).reshape(*shape, 3) for shape in ((24, 8), (8, 24)))
+    assert np.array_equal(upright, lying.swapaxes(0, 1))
+    for shape in ((1, 1), (1, 16), (16, 1), (2, 2)):
+        for toroidal in (True, False):
+            assert node_colours(*shape, toroidal=toroidal).shape == (shape[0] * shape[1], 3)
 
 
 def test_the_grid_shows_each_node_at_its_row_and_column() -> None:
@@ -267,6 +314,107 @@ def test_maps_of_any_shape_fit_their_figure(height: int, width: int) -> None:
     hits = np.arange(height * width)
     assert not is_cut_off(draw_hits(hits, height, width))
     assert not is_cut_off(draw_grid(hits[:, None], height, width))
+
+
+@pytest.mark.parametrize("topology", ["toroidal", "rectangular"])
+@pytest.mark.parametrize(("height", "width"), [(1, 5), (2, 3), (1, 1), (4, 6)])
+def test_the_u_matrix_is_the_mean_distance_to_the_grids_neighbours(height: int, width: int, topology: Topology) -> None:
+    codes = np.random.default_rng(0).normal(size=(height * width, CHANNELS))
+    joined = Grid(height, width, topology).adjacency.double()
+    apart = torch.cdist(torch.from_numpy(codes), torch.from_numpy(codes))
+    expected = (apart * joined).sum(1) / joined.sum(1).clamp(min=1)
+    found = neighbour_distances(codes, height, width, toroidal=topology == "toroidal")
+    assert np.allclose(found, expected.view(height, width).numpy())
+
+
+def test_the_u_matrix_of_a_ramp_has_a_ridge_where_a_torus_joins_and_none_on_a_flat_map() -> None:
+    ramp = np.repeat(np.arange(5.0), 5)[:, None]  # a row's code is its number
+    flat = neighbour_distances(ramp, 5, 5, toroidal=False)
+    assert np.allclose(flat[1:-1, 1:-1], 1 / 2)
+    assert np.allclose(flat[0, 1:-1], 1 / 3)
+    assert np.allclose(flat[0, 0], 1 / 2)
+    torus = neighbour_distances(ramp, 5, 5, toroidal=True)
+    assert np.allclose(torus[1:-1], 1 / 2)
+    assert np.allclose(torus[[0, -1]], (1 + 4) / 4)
+
+
+def test_planes_are_principal_components_with_their_share_of_the_variance() -> None:
+    codes = np.random.default_rng(0).normal(size=(24, CHANNELS)) * np.arange(1, CHANNELS + 1)
+    scores, share = principal_planes(codes, most=3)
+    values, vectors = np.linalg.eigh(np.cov(codes.T))
+    assert np.allclose(share, values[:-4:-1] / values.sum())
+    expected = (codes - codes.mean(0)) @ vectors[:, :-4:-1]
+    assert np.allclose(np.abs(scores), np.abs(expected.T))
+    assert (scores.max(axis=1) >= -scores.min(axis=1)).all()
+    assert len(principal_planes(codes[:, :2])[0]) == 2
+    none, nothing = principal_planes(np.ones((24, CHANNELS)) / 3)
+    assert not none.any()
+    assert not nothing.any()
+
+
+def test_codes_all_alike_are_drawn_too() -> None:
+    codes = np.ones((24, CHANNELS)) / 3
+    assert "PC 1: 0%" in words(draw_planes(codes, HEIGHT, WIDTH, toroidal=False))
+    assert render(draw_umatrix(codes, HEIGHT, WIDTH, toroidal=False)).std() > 10
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 16), (16, 2), (24, 24)])
+def test_new_kinds_of_maps_fit_their_figures_too(height: int, width: int) -> None:
+    codes = np.random.default_rng(0).normal(size=(height * width, 3))
+    blocks = np.random.default_rng(0).normal(size=(len(pick_nodes(height, width)), 16, 16, 16))
+    volume, brain, nodes = projected()
+    for figure in (
+        draw_umatrix(codes, height, width, toroidal=True),
+        draw_planes(codes, height, width, toroidal=False),
+        draw_decoded(blocks, np.ones(height * width), height, width, toroidal=True),
+        draw_projection(volume, brain, nodes % height, height, width, toroidal=False),
+    ):
+        assert not is_cut_off(figure)
+
+
+def test_a_voxel_of_the_brain_has_its_nodes_colour_over_its_grey_and_others_are_grey() -> None:
+    volume, brain, nodes = projected()
+    figure = draw_projection(volume, brain, nodes, HEIGHT, WIDTH, toroidal=True)
+    _, _, axial, key = [np.asarray(axes.images[0].get_array()) for axes in figure.axes]
+    palette = node_colours(HEIGHT, WIDTH, toroidal=True) / 255
+    low, high = np.percentile(volume, (0.5, 99.5))
+    for x, y in ((2, 5), (20, 40), (30, 3), (10, 30)):
+        grey = np.clip((volume[x, y, 16] - low) / (high - low), 0, 1)
+        colour = palette[nodes[x // 16, y // 16, 1]]
+        expected = STRENGTH * colour + (1 - STRENGTH) * grey if brain[x, y, 16] else np.repeat(grey, 3)
+        assert np.allclose(axial[47 - y, 31 - x], expected)  # front up, right on the left
+    assert np.allclose(key, palette.reshape(HEIGHT, WIDTH, 3))
+    for place in ("sagittal, x = 16", "coronal, y = 24", "axial, z = 16"):
+        assert place in words(figure)
+
+
+def test_what_is_known_of_a_token_holds_for_its_block_of_voxels() -> None:
+    nodes = np.arange(24).reshape(2, 3, 4)
+    blocks = spread(nodes, (32, 48, 64))
+    assert all(blocks[place] == nodes[tuple(np.array(place) // 16)] for place in ((0, 0, 0), (15, 16, 63), (31, 47, 1)))
+
+
+def test_a_decoded_node_has_its_tile_and_frame_and_an_unused_one_neither() -> None:
+    hits = np.ones(24)
+    hits[7] = 0  # row 1, column 1
+    figure = draw_decoded(decoded_blocks(), hits, HEIGHT, WIDTH, toroidal=True)
+    sheet = np.asarray(figure.axes[0].images[0].get_array())
+    tiles = sheet.reshape(HEIGHT, len(sheet) // HEIGHT, WIDTH, -1, 3).swapaxes(1, 2)
+    palette = node_colours(HEIGHT, WIDTH, toroidal=True).reshape(HEIGHT, WIDTH, 3)
+    assert len(np.unique(tiles[1, 1])) == 1
+    for row, column in ((0, 0), (2, 5), (3, 1)):
+        assert np.array_equal(tiles[row, column][3, 40], palette[row, column])
+    top, bottom = tiles[3, 5][20:30, 40], tiles[3, 5][-30:-20, 40]  # front is brighter in the made-up scan
+    assert top.mean() > bottom.mean()
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (4, 6), (1, 9), (20, 3)])
+def test_the_decoded_nodes_lie_evenly_over_the_map(height: int, width: int) -> None:
+    nodes = pick_nodes(height, width)
+    assert len(nodes) == len(set(nodes.tolist())) == min(height, 8) * min(width, 8)
+    for places, length in ((np.unique(nodes // width), height), (np.unique(nodes % width), width)):
+        gaps = np.diff([*places, length + places[0]])  # the last to the first, round a torus
+        assert np.ptp(gaps) <= 1
 
 
 def test_slices_stand_upright_with_the_subjects_right_on_the_left() -> None:
@@ -353,6 +501,13 @@ def test_what_does_not_fit_is_refused_with_both_numbers() -> None:
         draw_reconstruction(scan(), scan(), np.zeros((8, 8, 8)))
     with pytest.raises(ValueError, match="at least 4 points, not 3"):
         embed(tokens[:3], seed=0)
+    volume, brain, of_tokens = projected()
+    with pytest.raises(ValueError, match=r"the nodes are from 0 to 22, the map's from 0 to 15"):
+        draw_projection(volume, brain, of_tokens, 4, 4, toroidal=True)
+    with pytest.raises(ValueError, match=r"tokens of the shape \(2, 3, 2\) are no whole blocks"):
+        draw_projection(volume[:31], brain[:31], of_tokens, HEIGHT, WIDTH, toroidal=True)
+    with pytest.raises(ValueError, match="needs 24 blocks and 24 hits, not 24 and 25"):
+        draw_decoded(decoded_blocks(), np.ones(25), HEIGHT, WIDTH, toroidal=True)
     with pytest.raises(ValueError, match="none of the 1 rows"):
         draw_curves([{"epoch": 1}])
 

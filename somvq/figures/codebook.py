@@ -1,4 +1,4 @@
-"""The codebook as pictures: its grid, who uses it, and the colours of its nodes.
+"""The codebook as pictures: its grid, and who uses it.
 
 Node k of a map of height x width lies at row k // width, column k % width; row 0 is at the top.
 """
@@ -16,23 +16,7 @@ from somvq.figures import BLUE, FAINT, ORANGE, blank, check_map, checked, styled
 
 Numbers = NDArray[np.float64]
 UNUSED = "#d9dce2"
-STRONGEST = 0.15  # OKLab chroma, where screens can show so much
 COUNTS = FuncFormatter(lambda count, _: f"{count:,.0f}")
-
-
-def node_colours(height: int, width: int, *, toroidal: bool) -> Numbers:
-    """(height * width, 3) sRGB in 0..1: near nodes alike, far ones not; on a torus also across its edges.
-
-    A flat map is a sheet in OKLab: rows go from light to dark, columns from blue over pink to orange, which
-    colour-blind eyes tell apart too. A torus is a ring in OKLab: columns go round the hues, rows round its tube.
-    """
-    check_map("node_colours", height * width, height, width)
-    row, column = np.divmod(np.arange(height * width), width)
-    if toroidal:
-        around, hue = 2 * np.pi * row / height, 2 * np.pi * column / width
-        return _srgb(0.64 + 0.17 * np.sin(around), hue, strength=0.65 + 0.3 * np.cos(around))
-    down, right = row / max(height - 1, 1), column / max(width - 1, 1)
-    return _srgb(0.84 - 0.44 * down, np.radians(255 + 165 * right), strength=np.ones(len(row)))
 
 
 def draw_grid(codes: ArrayLike, height: int, width: int) -> Figure:
@@ -40,9 +24,9 @@ def draw_grid(codes: ArrayLike, height: int, width: int) -> Figure:
     vectors = checked("codes", codes, axes=2)
     check_map("codes", len(vectors), height, width)
     with styled():
-        figure, axes = _map_axes(height, width, f"Codes of the {height} × {width} map")
+        figure, axes = map_axes(height, width, f"Codes of the {height} × {width} map")
         picture = axes.imshow(vectors.sum(axis=1).reshape(height, width), cmap="viridis", interpolation="nearest")
-        _colour_bar(axes, picture, f"sum over {vectors.shape[1]} channels")
+        colour_bar(axes, picture, f"sum over {vectors.shape[1]} channels")
     return figure
 
 
@@ -53,12 +37,15 @@ def draw_hits(hits: ArrayLike, height: int, width: int) -> Figure:
     grid = np.ma.masked_equal(counts.reshape(height, width), 0)
     with styled():
         title = f"Tokens won: {np.count_nonzero(counts)} of {len(counts)} nodes used"
-        figure, axes = _map_axes(height, width, title)
-        scale, palette = LogNorm(1, max(counts.max(), 10)), colormaps["viridis"].with_extremes(bad=UNUSED)
+        figure, axes = map_axes(height, width, title)
+        scale, palette = (
+            LogNorm(1, max(counts.max(), 10)),
+            colormaps["viridis"].with_extremes(bad=UNUSED),
+        )
         picture = axes.imshow(grid, cmap=palette, norm=scale, interpolation="nearest")
         rows, columns = np.divmod(np.flatnonzero(counts == 0), width)
         axes.scatter(columns, rows, marker="x", s=(160 / max(height, width)) ** 2, color=FAINT, linewidth=1.3)
-        _colour_bar(axes, picture, "tokens; × = none", COUNTS)
+        colour_bar(axes, picture, "tokens; × = none", COUNTS)
     return figure
 
 
@@ -90,7 +77,7 @@ def label_map(axes: Axes, most: int) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(most, integer=True, min_n_ticks=1))
 
 
-def _map_axes(height: int, width: int, title: str) -> tuple[Figure, Axes]:
+def map_axes(height: int, width: int, title: str) -> tuple[Figure, Axes]:
     """A figure with one map on it, and its axes."""
     figure = blank(800, int(np.clip(110 + 590 * height / width, 300, 680)))
     axes = figure.add_subplot()
@@ -100,7 +87,7 @@ def _map_axes(height: int, width: int, title: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _colour_bar(axes: Axes, picture: AxesImage, label: str, numbers: FuncFormatter | None = None) -> None:
+def colour_bar(axes: Axes, picture: AxesImage, label: str, numbers: FuncFormatter | None = None) -> None:
     """What the colours of `picture` mean, to its right."""
     figure = axes.figure
     bar = figure.colorbar(picture, ax=axes, label=label, format=numbers, fraction=0.05, pad=0.02, panchor=False)
@@ -120,33 +107,3 @@ def _perplexity(share: Numbers) -> float:
     """How many nodes, used alike, would be as varied as these: exp of the entropy."""
     positive = share[share > 0]
     return float(np.exp(-(positive * np.log(positive)).sum())) if positive.size else 0.0
-
-
-def _srgb(lightness: Numbers, hue: Numbers, *, strength: Numbers) -> Numbers:
-    """(K, 3) sRGB of OKLCh colours (Ottosson 2020); `strength` is a share of the chroma that screens can show there."""
-    low, high = np.zeros_like(lightness), np.full_like(lightness, STRONGEST)
-    for _ in range(20):
-        middle = (low + high) / 2
-        linear = _linear(lightness, middle, hue)
-        shown = ((linear >= 0) & (linear <= 1)).all(axis=1)
-        low, high = np.where(shown, middle, low), np.where(shown, high, middle)
-    linear = np.clip(_linear(lightness, low * strength, hue), 0, 1)
-    return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-
-
-def _linear(lightness: Numbers, chroma: Numbers, hue: Numbers) -> Numbers:
-    """(K, 3) linear sRGB of OKLCh colours, outside 0..1 where no screen can show them."""
-    to_cones = np.array(
-        [[1, 0.3963377774, 0.2158037573], [1, -0.1055613458, -0.0638541728], [1, -0.0894841775, -1.2914855480]]
-    )
-    to_rgb = np.array(
-        [
-            [4.0767416621, -3.3077115913, 0.2309699292],
-            [-1.2684380046, 2.6097574011, -0.3413193965],
-            [-0.0041960863, -0.7034186147, 1.7076147010],
-        ]
-    )
-    lab = np.stack([lightness, chroma * np.cos(hue), chroma * np.sin(hue)], axis=1)
-    cones = (lab @ to_cones.T) ** 3
-    linear: Numbers = cones @ to_rgb.T
-    return linear

@@ -26,12 +26,21 @@ class Panel:
 PANELS = (
     Panel("Loss", (("train/loss", "train"), ("val/loss", "validation")), log=True),
     Panel("Reconstruction loss", (("train/reconstruction", "train"), ("val/reconstruction", "validation")), log=True),
+    Panel(
+        "Reconstruction loss, $x'_q$",
+        (("train/reconstruction_q", "train"), ("val/reconstruction_q", "validation")),
+        log=True,
+    ),
     Panel("SSIM (validation)", (("val/ssim", "$x'_e$"), ("val/ssim_q", "$x'_q$")), best=True),
+    Panel("KL", (("train/kl", "train"), ("val/kl", "validation")), log=True),
+    Panel("Codes to tokens", (("train/codebook", "train"), ("val/codebook", "validation")), log=True),
+    Panel("Commitment", (("train/commitment", "train"), ("val/commitment", "validation")), log=True),
     Panel("Hardening", (("train/hardening", "train"), ("val/hardening", "validation")), log=True),
     Panel("Neighbours", (("train/neighbours", "train"), ("val/neighbours", "validation")), log=True),
+    Panel("Order", (("train/order", "train"), ("val/order", "validation")), log=True),
     Panel("PSNR, dB (validation)", (("val/psnr", "$x'_e$"), ("val/psnr_q", "$x'_q$")), best=True),
     Panel("Codebook, nodes", (("codebook/used", "used"), ("codebook/perplexity", "perplexity"))),
-    Panel("Codebook, entropy of choice", (("codebook/entropy", "entropy"),)),
+    Panel("Entropy of choice", (("codebook/entropy", "entropy"),)),
     Panel("Map", (("map/neighbour_r", "neighbours' r"), ("map/topographic_error", "topographic error"))),
 )
 LOOKS = ((BLUE, "-"), (ORANGE, "--"))  # told apart without colour too
@@ -45,16 +54,27 @@ def draw_curves(rows: Sequence[Mapping[str, float]]) -> Figure:
     columns = 3 if len(known) > 4 else min(len(known), 2)
     lines = math.ceil(len(known) / columns)
     with styled():
-        figure = blank(1000 if columns > 1 else 640, 290 * lines + 40)
-        grid = list(figure.subplots(lines, columns, squeeze=False, sharex=True).flat)
+        width, height = 1000 if columns > 1 else 640, 290 * lines + 40
+        figure = blank(width, height)
+        figure.set_layout_engine("none")
+        room = _room(width, height, lines, columns)
+        grid = list(figure.subplots(lines, columns, squeeze=False, sharex=True, gridspec_kw=room).flat)
         for place, (panel, courses) in enumerate(known):
             _draw_panel(grid[place], panel, courses)
             grid[place].tick_params(labelbottom=place + columns >= len(known))
         for axes in grid[len(known) :]:
             axes.set_axis_off()
         _span_epochs(grid[0], [epoch for _, courses in known for epochs, _ in courses.values() for epoch in epochs])
-        figure.supxlabel("epoch", fontsize=11)
+        figure.text(0.5, 12 / height, "epoch", ha="center", fontsize=11)
     return figure
+
+
+def _room(width: int, height: int, lines: int, columns: int) -> dict[str, float]:
+    """Room for the panels' titles and ticks, as shares: matplotlib would take half a second to find it."""
+    left, right, top, bottom, across, down = 70, 20, 34, 62, 72, 54  # pixels: around, and between panels
+    wide, high = (width - left - right - (columns - 1) * across) / columns, (height - top - bottom) / lines - down
+    sides = {"left": left / width, "right": 1 - right / width, "bottom": bottom / height, "top": 1 - top / height}
+    return {**sides, "wspace": across / wide, "hspace": down / high}
 
 
 def _courses(rows: Sequence[Mapping[str, float]], panel: Panel) -> dict[str, Course]:

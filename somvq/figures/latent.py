@@ -11,7 +11,8 @@ from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike, NDArray
 
 from somvq.figures import FAINT, INK, PAPER, blank, check_map, checked, styled
-from somvq.figures.codebook import label_map, node_colours
+from somvq.figures.codebook import label_map
+from somvq.figures.colours import node_colours
 
 PERPLEXITY = 30
 STEPS = {"early_exaggeration_iter": 125, "n_iter": 250}  # half of the usual: as many neighbours kept, in half the time
@@ -62,7 +63,7 @@ def draw_latent(
         raise ValueError(f"limit must be at least 1, not {limit}")
     sample = np.sort(np.random.default_rng(seed).permutation(len(vectors))[:limit])
     places = embed(np.concatenate([vectors[sample], all_codes]), seed)
-    palette = node_colours(height, width, toroidal=toroidal)
+    palette = node_colours(height, width, toroidal=toroidal) / 255
     used = np.isin(np.arange(len(all_codes)), chosen)
     with styled():
         figure = blank(1000, 760)

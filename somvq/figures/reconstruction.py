@@ -8,7 +8,7 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
-from somvq.figures import DARK, DPI, LIGHT, SHADES, blank, checked, grey_window, mid_slices, styled
+from somvq.figures import DARK, DPI, LIGHT, SHADES, blank, checked, grey_window, mid_slices, name_slices, styled
 
 ERROR = Normalize(0, 2)  # z; fixed, so that the errors of all epochs and trials can be compared
 WIDTH, LEFT, RIGHT, TOP, GAP = 880, 44, 84, 34, 6  # pixels
@@ -37,10 +37,10 @@ def draw_reconstruction(scan: ArrayLike, reconstruction: ArrayLike, quantised: A
         rows.append((f"reconstruction {label}", mid_slices(made), "gray", window))
         rows.append((f"|error| of {label}, mean {error.mean():.2f}", mid_slices(error), "inferno", ERROR))
     with styled():
-        return _lay_out(rows)
+        return _lay_out(rows, name_slices(truth.shape))
 
 
-def _lay_out(rows: list[Row]) -> Figure:
+def _lay_out(rows: list[Row], names: list[str]) -> Figure:
     """All slices at one scale, packed to the pixel."""
     widths = [picture.shape[1] for picture in rows[0][1]]
     tallest = max(picture.shape[0] for picture in rows[0][1])
@@ -59,7 +59,7 @@ def _lay_out(rows: list[Row]) -> Figure:
             left += box[2] + GAP
         _text(figure, LEFT / 2, middle, label, rotation=90)
         _window_bar(figure, shown, _share(figure, (WIDTH - RIGHT + 12, middle - step * 0.36, 12, step * 0.72)))
-    _name_columns(figure, [width * scale for width in widths], height)
+    _name_columns(figure, names, [width * scale for width in widths], height)
     return figure
 
 
@@ -90,10 +90,10 @@ def _window_bar(figure: Figure, shown: AxesImage, box: Box) -> None:
     bar.ax.set_title("z", color=LIGHT, fontsize=10, loc="center", pad=4, fontweight="normal")
 
 
-def _name_columns(figure: Figure, widths: list[float], height: float) -> None:
-    """Above each column its plane, and which side is on the left."""
+def _name_columns(figure: Figure, names: list[str], widths: list[float], height: float) -> None:
+    """Above each column its name."""
     left = float(LEFT)
-    for name, width in zip(("A   sagittal   P", "R   coronal   L", "R   axial   L"), widths, strict=True):
+    for name, width in zip(names, widths, strict=True):
         _text(figure, left + width / 2, height - TOP / 2, name)
         left += width + GAP
 

@@ -23,7 +23,8 @@ from somvq.tracking import Tracker, has_credentials
 if TYPE_CHECKING:
     import wandb
 
-BRAIN_PICTURES = frozenset({"reconstruction"})  # figures that show slices of a scan
+# Figures that show slices of a scan; and what nodes decode to, which of a small cohort may be one person's tissue
+BRAIN_PICTURES = frozenset({"reconstruction", "projection", "decoded_nodes"})
 EXIT_CODES: dict[State, int] = {"complete": 0, "pruned": 0, "diverged": 0, "collapsed": 0, "failed": 1}
 TERMINATED = 143  # exit code of what SIGTERM ended: every other state
 FINISH_TIMEOUT_S = 15.0
