@@ -11,7 +11,7 @@ demo: .venv/installed
 	.venv/bin/somvq sweep psom --trials 4
 
 test: .venv/installed-test
-	.venv/bin/python -m pytest --numprocesses 2
+	.venv/bin/python -m pytest --numprocesses 2 --dist worksteal
 
 slow: .venv/installed-test
 	.venv/bin/python -m pytest -m slow

@@ -65,6 +65,7 @@ def sweep_once(environment: Path, scans: Path, folder: Path) -> None:
     assert len((folder / "runs" / "psom" / "0000" / "metrics.jsonl").read_text().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_the_wheel_runs_the_main_job_outside_the_checkout(built: Path, tiny_scans: Path, tmp_path: Path) -> None:
     """In a new environment that sees the packages we depend on, but not this checkout's somvq."""
     environment = tmp_path / "environment"
