@@ -28,7 +28,7 @@ def lab(tmp_path: Path, tiny_scans: Path, cohorts: Path) -> Iterator[Lab]:
     made.end()
 
 
-@pytest.fixture(params=["sqlite", "journal", "postgresql"])
+@pytest.fixture(params=["sqlite", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("journal", "postgresql"))])
 def stored_lab(request: pytest.FixtureRequest, lab: Lab) -> Lab:
     """A lab whose trials are kept in each of the storages."""
     return store(lab, request.param, request)
@@ -372,6 +372,7 @@ def test_one_trial_can_be_ended_for_good(lab: Lab) -> None:
     assert "has no trial 7 (there: 0 to 1)" in lab.run("stop", "tiny", "7", status=2)
 
 
+@pytest.mark.slow
 def test_a_trial_that_nobody_trains_can_be_ended_too(lab: Lab) -> None:
     lab.plan(epoch_s=0.5)
     process = lab.start("sweep", "tiny", "--trials", "1")
@@ -400,6 +401,7 @@ def test_identical_suggestions_are_trained_once_and_say_so(lab: Lab) -> None:
         assert copy["reason"] == f"the same settings as trial {twin['number']}, so not trained again"
 
 
+@pytest.mark.slow
 def test_a_widened_range_goes_on_and_is_recorded_and_another_space_needs_a_fork(lab: Lab) -> None:
     lab.plan(epoch_s=0.01)
     lab.run("sweep", "tiny", "--trials", "2")
@@ -432,6 +434,7 @@ rows:
 """
 
 
+@pytest.mark.slow
 def test_rows_added_while_workers_run_are_trained_by_them_too(lab: Lab) -> None:
     lab.write_sweep(GRID)
     lab.plan(epoch_s=0.5)
@@ -491,6 +494,7 @@ def test_several_objectives_are_pruned_by_the_monitor_and_constraints_decide_who
     assert [goal[0] for goal in status["goals"]] == ["val/mse", "codebook/used_share"]
 
 
+@pytest.mark.slow
 def test_watching_as_json_is_a_line_each_time(lab: Lab) -> None:
     lab.run("sweep", "tiny", "--trials", "1")
     process = lab.start("status", "tiny", "--watch", "--json")
