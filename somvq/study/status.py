@@ -15,7 +15,7 @@ from somvq.study.claim import REASON, SAME_AS
 from somvq.study.fork import COPIED_FROM
 from somvq.study.lease import LEASE_S, is_alive, read_lease, silence
 from somvq.study.record import OpenStudy
-from somvq.study.stops import HOUR_S, asked_to_stop, span, union
+from somvq.study.stops import HOUR_S, Span, add_up, asked_to_stop, span
 
 LABELS = {
     TrialState.COMPLETE: "done",
@@ -50,7 +50,7 @@ class TrialStatus:
     copied_from: str = ""  # the study and the trial that it was copied from
     last_outcome: str = ""  # of its attempts
     micro_batch: int | None = None  # scans in memory at once, after it ran out of it
-    spans: list[tuple[float, float, float]] = field(default_factory=list)  # of attempts: begin, end, GPUs
+    spans: list[Span] = field(default_factory=list)  # of its attempts
 
     @property
     def value(self) -> float | None:
@@ -90,14 +90,14 @@ class Status:
     @property
     def hours(self) -> float:
         """In which anything of the study was under way."""
-        return union((began, ended) for began, ended, _ in self.spans()) / HOUR_S
+        return add_up(self.spans()).hours
 
     @property
     def gpu_hours(self) -> float:
         """Of all attempts."""
-        return sum((ended - began) * gpus for began, ended, gpus in self.spans()) / HOUR_S
+        return add_up(self.spans()).gpu_hours
 
-    def spans(self) -> list[tuple[float, float, float]]:
+    def spans(self) -> list[Span]:
         """Of all attempts at trials and stages."""
         return [span for each in (*self.trials, *self.stages.values()) for span in each.spans]
 
@@ -175,11 +175,8 @@ def read_status(opened: OpenStudy) -> Status:
     """The study now; what is over is read once."""
     trials = opened.study.get_trials(deepcopy=False)
     target, record = opened.refresh(), opened.record  # after the trials, which may be of a row that was just added
-    for trial in trials:
-        if trial.number not in opened.over:
-            found = trial_status(trial, record.run(trial.number), record.sweep)
-            if found.state in ENDED:
-                opened.over[trial.number] = found
+    found = [opened.over.get(t.number) or trial_status(t, record.run(t.number), record.sweep) for t in trials]
+    opened.over |= {trial.number: trial for trial in found if trial.state in ENDED}
     stages = {folder.name: run_status(Run(folder)) for folder in sorted(record.folder.glob("stages/*ae-*"))}
     baseline = record.cohort / "baseline.json"
     status = Status(
@@ -189,7 +186,7 @@ def read_status(opened: OpenStudy) -> Status:
         folder=str(record.folder),
         cohort=record.cohort_summary,
         storage=mask(opened.store.url),
-        trials=[opened.over.get(t.number) or trial_status(t, record.run(t.number), record.sweep) for t in trials],
+        trials=found,
         baseline=json.loads(baseline.read_text()) if baseline.exists() else {},
         stages=stages,
         whole=record.sweep.combinations() == len(trials),
@@ -257,7 +254,7 @@ def follow(status: TrialStatus, run: Run) -> TrialStatus:
     status.reason = status.reason or progress.reason
     status.attempts, status.micro_batch = len(attempts), progress.micro_batch
     status.last_outcome = attempts[-1].outcome if attempts else ""
-    status.spans = [(*span(run, attempt), attempt.gpus) for attempt in attempts]
+    status.spans = [span(run, attempt) for attempt in attempts]
     if status.epoch and status.state == "running":
         pace = sum(row["time/epoch_s"] for row in run.rows()) / status.epoch
         status.seconds_left = pace * (status.epochs - status.epoch)

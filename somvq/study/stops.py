@@ -3,7 +3,7 @@
 Whoever works for the study looks here now and then. Nothing is lost by stopping: trials go on from their checkpoints.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -44,15 +44,18 @@ class Usage(NamedTuple):
     gpu_hours: float
 
 
+Span = tuple[float, float, float]  # of an attempt: when it began and ended, in seconds, and its GPUs
+
+
 def read_usage(folder: Path) -> Usage:
     """What the study whose runs are in `folder` has used so far."""
-    spans, gpu_seconds = [], 0.0
-    for run in all_runs(folder):
-        for attempt in run.attempts():
-            began, ended = span(run, attempt)
-            spans.append((began, ended))
-            gpu_seconds += (ended - began) * attempt.gpus
-    return Usage(union(spans) / HOUR_S, gpu_seconds / HOUR_S)
+    return add_up([span(run, attempt) for run in all_runs(folder) for attempt in run.attempts()])
+
+
+def add_up(spans: Sequence[Span]) -> Usage:
+    """What attempts have used together."""
+    gpu_seconds = sum((ended - began) * gpus for began, ended, gpus in spans)
+    return Usage(union((began, ended) for began, ended, _ in spans) / HOUR_S, gpu_seconds / HOUR_S)
 
 
 def all_runs(folder: Path) -> Iterator[Run]:
@@ -62,12 +65,14 @@ def all_runs(folder: Path) -> Iterator[Run]:
             yield Run(path.parent)
 
 
-def span(run: Run, attempt: Attempt) -> tuple[float, float]:
-    """When `attempt` of `run` began and ended, in seconds; one under way ends now, a dead one when it was last seen."""
-    if attempt.ended is not None:
-        return attempt.began, attempt.ended
-    seen = clock(run.folder) if is_alive(run.folder) else max(last_beat(run.folder), run.last_sign_of_training())
-    return attempt.began, max(seen, attempt.began)
+def span(run: Run, attempt: Attempt) -> Span:
+    """When `attempt` of `run` began and ended; one under way ends now, a dead one when it was last seen."""
+    ended = attempt.ended
+    if ended is None:
+        alive = is_alive(run.folder)
+        seen = clock(run.folder) if alive else max(last_beat(run.folder), run.last_sign_of_training())
+        ended = max(seen, attempt.began)
+    return attempt.began, ended, attempt.gpus
 
 
 def union(spans: Iterable[tuple[float, float]]) -> float:
