@@ -334,6 +334,52 @@ def compare(
 
 
 @app.command()
+def dashboard(
+    study: Annotated[str, typer.Argument(help="The study's name.")],
+    local: Annotated[
+        bool, typer.Option("--local", help="On this machine, without W&B: in Optuna's dashboard.")
+    ] = False,
+    port: Annotated[
+        int | None, option(help="With --local: where to serve it.", unset="8080, or the next free", min=1, max=65535)
+    ] = None,
+    json_: JsonOption = False,
+    runs: RunsOption = None,
+    storage: StorageOption = None,
+) -> None:
+    """Make, or bring up to date, a study's page on W&B, and print its address.
+
+    All runs of the study side by side: settings, curves, pictures of codes, map quality, failures.
+    With --local, serve the study here until Ctrl-C, for browsers of this machine alone, brain pictures included.
+    """
+    from somvq.settings import read_settings
+    from somvq.study.record import load_study
+    from somvq.study.status import silence_optuna
+
+    silence_optuna()
+    if port is not None and not local:
+        raise DefinitionError("--port needs --local: W&B's page is served by W&B")
+    opened = load_study(read_settings(runs=runs, storage=storage), study, looking=True)
+    if local:
+        serve_dashboard(opened, port, as_json=json_)
+        return
+    from somvq.study.dashboards import find_subject
+    from somvq.tracking.dashboard import save
+
+    url = save(find_subject(opened))
+    print(json.dumps({"url": url}) if json_ else url)
+
+
+def serve_dashboard(opened: "OpenStudy", port: int | None, *, as_json: bool) -> None:
+    """Serves a study's dashboard until Ctrl-C."""
+    from somvq.study.local import open_server
+
+    server, url = open_server(opened, port)
+    print(json.dumps({"url": url}) if as_json else f"{url}  (Ctrl-C ends it)", flush=True)
+    with server, suppress(Stopped):
+        server.serve_forever()
+
+
+@app.command()
 def evaluate(
     run: Annotated[str, typer.Argument(help="A run's folder, STUDY/NUMBER, or a study: its best finished trial.")],
     split: Annotated[str, typer.Option(help="val, test or train.")] = "val",
