@@ -29,6 +29,7 @@ class FakeWandb:
         self.runs: dict[str, dict[str, Any]] = {}
         self.files: dict[str, bytes] = {}
         self.bodies: list[bytes] = []  # of all requests, after their addresses and headers
+        self.views: dict[str, dict[str, Any]] = {}  # saved pages by id
         self.down = False  # answers 500 to all
         self.hangs = False  # answers nothing
         self._http = Server(("127.0.0.1", 0), self._handler())
@@ -137,3 +138,16 @@ class FakeWandb:
     def _CreateRunFiles(self, asked: dict[str, Any]) -> dict[str, Any]:
         files = [{"name": name, "uploadUrl": f"{self.url}/storage/{name}"} for name in asked["files"]]
         return {"createRunFiles": {"runID": asked["run"], "uploadHeaders": [], "files": files}}
+
+    def _GetDefaultEntity(self, _: dict[str, Any]) -> dict[str, Any]:
+        return {"viewer": VIEWER}
+
+    def _View(self, asked: dict[str, Any]) -> dict[str, Any]:
+        found = [{"node": view} for view in self.views.values() if view["name"] == asked["viewName"]]
+        return {"project": {"allViews": {"edges": found}}}
+
+    def _UpsertView2(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """One id is one page; without an id there is a new one, whatever its name."""
+        view = self.views.setdefault(asked.get("id") or f"v{len(self.views)}", {})
+        view.update(asked, id=next(id_ for id_, each in self.views.items() if each is view))
+        return {"upsertView": {"view": {"id": view["id"], "name": view["name"]}, "inserted": True}}

@@ -30,7 +30,6 @@ from somvq.study.record import OpenStudy, StudyRecord
 HOST = "127.0.0.1"
 PORT, MOST_PORTS = 8080, 20  # where none is asked for, the first that is free
 FRESH_S = 1.0  # for which what was read is good; the page asks several times at once
-FIRST = ("tsne", "codebook_grid", "umatrix", "usage", "reconstruction", "projection")  # figures, most telling first
 NUMBERS = (
     "epoch",
     "val/ssim",
@@ -185,14 +184,13 @@ def show_run(trial: FrozenTrial, record: StudyRecord) -> FrozenTrial:
 def list_figures(run: Run) -> list[dict[str, str]]:
     """The latest figure of each name, as Optuna describes artifacts."""
     latest = {path.stem.rpartition("_")[0]: path for path in sorted(run.figures.glob("*_*.png"))}
-    order = [*(name for name in FIRST if name in latest), *(name for name in latest if name not in FIRST)]
     return [
         {
-            "artifact_id": f"{run.folder.name}/{latest[name].name}".encode().hex(),
-            "filename": latest[name].name,
+            "artifact_id": f"{run.folder.name}/{path.name}".encode().hex(),
+            "filename": path.name,
             "mimetype": "image/png",
         }
-        for name in order
+        for path in latest.values()
     ]
 
 
