@@ -143,7 +143,8 @@ class FakeWandb:
         return {"viewer": VIEWER}
 
     def _View(self, asked: dict[str, Any]) -> dict[str, Any]:
-        found = [{"node": view} for view in self.views.values() if view["name"] == asked["viewName"]]
+        name = asked.get("viewName") or asked["view"]  # wandb-workspaces' word, and ours
+        found = [{"node": view} for view in self.views.values() if view["name"] == name]
         return {"project": {"allViews": {"edges": found}}}
 
     def _UpsertView2(self, asked: dict[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,10 @@
 """A study's page on W&B, saved at a server on 127.0.0.1; and Optuna's dashboard of it, served to this machine alone."""
 
+import copy
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -22,9 +24,14 @@ from fake_wandb import FakeWandb
 from labs import Lab, wait_until
 from PIL import Image
 
+from somvq.cli import dashboard
 from somvq.definitions import Sweep, find_definition, read_sweep
-from somvq.errors import SomvqError
+from somvq.errors import DefinitionError, SomvqError, StudyError
 from somvq.runs import METRICS, why_not_measured
+from somvq.settings import read_settings
+from somvq.study.dashboards import find_subject
+from somvq.study.local import build_application
+from somvq.study.record import OpenStudy, load_study
 from somvq.tracking.dashboard import PICTURES, Subject, build, describe, save
 from somvq.tracking.wandb import BRAIN_PICTURES
 
@@ -74,11 +81,37 @@ def studied(tmp_path_factory: pytest.TempPathFactory, tiny_scans: Path, cohorts:
     made.end()
 
 
-@pytest.fixture
-def server(lab: Lab) -> Iterator[FakeWandb]:
+TRACK = """
+import sys
+from pathlib import Path
+from somvq.runs import Run
+from somvq.tracking.wandb import WandbTracker
+
+tracker = WandbTracker("online", poll_s=0.1)
+for folder in sys.argv[1:]:
+    tracker.follow(Run(Path(folder)))
+    tracker.finish("complete")
+"""
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[FakeWandb]:
     with FakeWandb() as made:
-        lab.environment |= {"WANDB_BASE_URL": made.url, "WANDB_API_KEY": KEY, "SOMVQ_WANDB": "online"}
         yield made
+
+
+@pytest.fixture(scope="module")
+def tracked(studied: Lab, server: FakeWandb, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """The same study, moved, and its runs on W&B."""
+    made = copy.copy(studied)
+    made.folder, made.started = tmp_path_factory.mktemp("tracked") / POISON, []
+    shutil.copytree(studied.folder, made.folder)
+    made.environment = {**studied.environment, "HOME": str(made.folder)}
+    made.environment |= {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY}
+    folders = [str(made.run_of(number).folder) for number in range(2)]
+    subprocess.run([sys.executable, "-c", TRACK, *folders], env={**os.environ, **made.environment}, check=True)
+    yield made
+    made.end()
 
 
 def subject(sweep: Sweep, **changes: Any) -> Subject:
@@ -156,19 +189,18 @@ def test_every_figure_that_is_drawn_is_a_picture_of_the_page_or_one_of_a_brain()
     assert {name for names in drawn for name in names if name} == set(PICTURES) | BRAIN_PICTURES
 
 
-def test_a_page_is_saved_once_and_again_to_the_same_address_and_names_no_place(lab: Lab, server: FakeWandb) -> None:
-    lab.run("sweep", "tiny", "--trials", "2")
+def test_a_page_is_saved_once_and_again_to_the_same_address_and_names_no_place(tracked: Lab, server: FakeWandb) -> None:
     assert len(server.runs) == 2
     before = len(server.bodies)
-    url = lab.run("dashboard", "tiny").strip()
+    url = tracked.run("dashboard", "tiny").strip()
     assert re.fullmatch(re.escape(server.url) + r"/tester/somvq\?nw=[0-9a-f]{11}", url)
-    assert json.loads(lab.run("dashboard", "tiny", "--json")) == {"url": url}
+    assert json.loads(tracked.run("dashboard", "tiny", "--json")) == {"url": url}
     sent = b"\n".join(server.bodies[before:]).decode()
     assert len(server.views) == 1
     (saved,) = server.views.values()
     assert (saved["displayName"], saved["entityName"], saved["projectName"]) == ("tiny", "tester", "somvq")
     best = max(server.runs, key=lambda name: server.runs[name]["history"][-1]["val/ssim"])
-    back = read_back(url, lab)
+    back = read_back(url, tracked)
     assert back["sections"] == HEADINGS
     assert {"ParallelCoordinatesPlot", "ParameterImportancePlot", "ScatterPlot", "MediaBrowser", "LinePlot", "BarPlot",
             "RunComparer", "MarkdownPanel"} == set(back["panels"])  # fmt: skip
@@ -176,11 +208,8 @@ def test_a_page_is_saved_once_and_again_to_the_same_address_and_names_no_place(l
     assert back["filters"] == "Metric(\"Group\") == 'tiny' and Metric(\"JobType\") == 'trial'"
     assert back["columns"] == ["run:displayName", "summary:val/ssim", "summary:codebook/used", "summary:trial/state"]
     assert "somvq resume tiny" in sent
-    for secret in (POISON, str(ROOT), str(lab.folder.parent), socket.gethostname(), sys.executable):
+    for secret in (POISON, str(ROOT), str(tracked.folder.parent), socket.gethostname(), sys.executable):
         assert not re.search(rf"(?<!\w){re.escape(secret)}(?!\w)", sent), secret
-    server.views.clear()  # someone deleted it
-    assert lab.run("dashboard", "tiny").strip() == url
-    assert len(server.views) == 1
 
 
 READ_BACK = """
@@ -213,10 +242,13 @@ class Refusal(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None: ...
 
 
+def look_at(lab: Lab) -> OpenStudy:
+    return load_study(read_settings(runs=lab.folder / "runs"), "tiny", looking=True)
+
+
 def test_a_study_that_is_not_on_wandb_gets_no_empty_page(studied: Lab) -> None:
-    said = studied.run("dashboard", "tiny", status=2, WANDB_API_KEY=KEY)
-    assert said.count("\n") == 1
-    assert "nothing of study 'tiny' is on W&B yet; send it: somvq push tiny" in said
+    with pytest.raises(StudyError, match=r"^nothing of study 'tiny' is on W&B yet; send it: somvq push tiny; "):
+        find_subject(look_at(studied))
 
 
 def test_without_a_key_none_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,25 +260,34 @@ def test_without_a_key_none_is_asked_for(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.slow
-def test_a_server_that_is_away_or_hangs_or_refuses_is_said_in_one_line_and_soon(lab: Lab, server: FakeWandb) -> None:
-    lab.run("sweep", "tiny", "--trials", "1")
-    assert_refused(lab, "http://127.0.0.1:9")
+def test_a_server_that_is_away_or_hangs_or_refuses_is_said_in_one_line_and_soon(
+    tracked: Lab, server: FakeWandb
+) -> None:
+    assert_refused(tracked, "http://127.0.0.1:9", "no answer in 8 s; ")
     server.hangs = True
-    assert_refused(lab, server.url)
+    assert_refused(tracked, server.url, "no answer in 8 s; ")
     server.hangs = False
     with ThreadingHTTPServer(("127.0.0.1", 0), Refusal) as strict:
         threading.Thread(target=strict.serve_forever, args=(0.05,), daemon=True).start()
-        assert_refused(lab, f"http://127.0.0.1:{strict.server_port}")
+        assert_refused(tracked, f"http://127.0.0.1:{strict.server_port}", "it refuses the key; ")
         strict.shutdown()
     assert server.views == {}
 
 
-def assert_refused(lab: Lab, url: str) -> None:
+def assert_refused(lab: Lab, url: str, words: str) -> None:
     began = time.monotonic()
     said = lab.run("dashboard", "tiny", status=1, WANDB_BASE_URL=url)
     assert time.monotonic() - began < 20
     assert said.count("\n") == 1
-    assert "W&B did not save the dashboard of 'tiny'" in said
+    assert f"W&B did not save the dashboard of 'tiny': {words}" in said
+
+
+@pytest.mark.slow
+def test_a_page_that_was_deleted_is_made_again_at_its_address(tracked: Lab, server: FakeWandb) -> None:
+    url = tracked.run("dashboard", "tiny")
+    server.views.clear()
+    assert tracked.run("dashboard", "tiny") == url
+    assert len(server.views) == 1
 
 
 class Served:
@@ -333,7 +374,7 @@ def test_a_study_is_served_with_its_runs_figures_to_this_machine_alone(studied: 
 
 @pytest.mark.slow
 def test_workers_begin_and_end_trials_while_their_study_is_looked_at(lab: Lab) -> None:
-    lab.plan(epoch_s=0.1)
+    lab.plan(epoch_s=0.8)  # a trial outlasts the dashboard's own memory of 2 s
     sweep = lab.start("sweep", "tiny", "--trials", "3")
     wait_until(lambda: lab.run_of(0).rows(), process=sweep)
     served = Served(lab)
@@ -346,7 +387,7 @@ def test_workers_begin_and_end_trials_while_their_study_is_looked_at(lab: Lab) -
     assert sweep.returncode == 0
     assert asked > 5
     assert slowest < 5
-    time.sleep(2.1)  # the dashboard's own memory
+    time.sleep(2.5)
     assert [trial["state"] for trial in served.study()["trials"]] == ["Complete"] * 3
     assert (2, "Running") in seen  # it was new to a dashboard that was there before
     assert served.interrupt() == (0, "")
@@ -374,13 +415,12 @@ def test_other_storages_are_shown_too_and_only_the_one_study(
     assert served.interrupt() == (0, "")
 
 
-def test_without_optuna_dashboard_a_line_says_what_to_install(studied: Lab, tmp_path: Path) -> None:
-    hiding = tmp_path / "hiding"
-    (hiding / "optuna_dashboard").mkdir(parents=True)
-    missing = "raise ModuleNotFoundError(\"No module named 'optuna_dashboard'\", name='optuna_dashboard')\n"
-    (hiding / "optuna_dashboard" / "__init__.py").write_text(missing)
-    path = f"{hiding}:{studied.environment['PYTHONPATH']}"
-    said = studied.run("dashboard", "--local", "tiny", status=2, PYTHONPATH=path)
-    assert said.count("\n") == 1
-    assert "optuna-dashboard is not installed; pip install 'somvq[local]'" in said
-    assert "--port needs --local" in studied.run("dashboard", "tiny", "--port", "8080", status=2)
+def test_without_optuna_dashboard_a_line_says_what_to_install(studied: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "optuna_dashboard", None)
+    with pytest.raises(StudyError, match=r"^optuna-dashboard is not installed; pip install 'somvq\[local\]'$"):
+        build_application(look_at(studied))
+
+
+def test_a_port_is_for_the_local_dashboard() -> None:
+    with pytest.raises(DefinitionError, match=r"^--port needs --local"):
+        dashboard("tiny", port=8080)

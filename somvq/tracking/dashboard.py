@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 ANSWER_S = 8  # that the server has for each question; wandb's own are 19, several times over
 MOST_RUNS = 100  # that a panel shows; W&B's own are 10
 MOST_ROWS = 3  # of panels that a section shows at once
+FIND = """
+query View($entity: String, $project: String, $view: String) {
+  project(name: $project, entityName: $entity) {
+    allViews(viewType: "project-view", viewName: $view) { edges { node { id } } }
+  }
+}"""
 PICTURES = {  # by name in gallery.py, brains left out: what a run needs to have them
     "tsne": "a codebook",
     "codebook_grid": "a codebook",
@@ -101,27 +107,47 @@ def save(subject: Subject) -> str:
     try:
         return _save(subject)
     except (wandb.Error, _failed_request()) as error:
-        words = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        advice = "check WANDB_API_KEY and WANDB_BASE_URL, or ask again later"
-        raise NotSaved(f"W&B did not save the dashboard of '{subject.name}' ({words}); {advice}") from error
+        raise NotSaved(f"W&B did not save the dashboard of '{subject.name}': {explain(error)}") from error
 
 
 def _save(subject: Subject) -> str:
     """As save, of a server that answers."""
     import wandb
-    from wandb_workspaces.workspaces import internal
 
     entity = subject.entity or wandb.Api().default_entity
     if not entity:
         raise NotSaved("this W&B account has no user or team of its own; say whose: wandb_entity in somvq.yaml")
     page = build(subject, entity)
     page._internal_name = f"nw-{subject.view}-v"
-    try:
-        page._internal_id = internal.get_view_dict(entity, subject.project, subject.view)["id"]
-    except ValueError:  # not there yet, or no more
-        page._internal_id = ""
+    page._internal_id = _find(page)
     page.save()
     return str(page.url)
+
+
+def _find(page: "ws.Workspace") -> str:
+    """The id of the page that is saved under this one's name; empty if none is, or no more.
+
+    Its contents are not read: wandb-workspaces refuses those of a page that the browser has brought up to date.
+    """
+    import wandb
+    from wandb_workspaces._graphql import execute_graphql
+
+    asked = {"entity": page.entity, "project": page.project, "view": page._internal_name}
+    project = execute_graphql(wandb.Api(), FIND, asked).get("project") or {"allViews": {"edges": []}}
+    edges = project["allViews"]["edges"]
+    return str(edges[0]["node"]["id"]) if edges else ""
+
+
+def explain(error: Exception) -> str:
+    """Why W&B saved nothing, and what to do about it; wandb's own words where they say it."""
+    from wandb.errors import AuthenticationError
+
+    words = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if "did not respond in time" in words:  # wandb-core, which is asking for the second time or the third
+        return f"no answer in {ANSWER_S} s; check WANDB_BASE_URL, or ask again later"
+    if isinstance(error, AuthenticationError):
+        return "it refuses the key; check WANDB_API_KEY, and WANDB_BASE_URL"
+    return words
 
 
 def _failed_request() -> type[Exception]:
