@@ -1,6 +1,7 @@
 """A study as tables on a terminal: how its trials go, and how they rank."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -130,6 +131,27 @@ def leaderboard(status: Status) -> Table:
             table.add_row(kind, *row, str(stage.epochs), "auto-encoder alone", style="dim")
     if status.baseline:
         table.add_row("mean", *cells(status.baseline, columns), "", "mean of the training set", style="dim")
+    return table
+
+
+def best_table(found: Sequence[Status]) -> Table:
+    """The best trial of each study, one below the other."""
+    title = "the best of each study"
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    goals = [name for status in found for name, _ in status.goals]
+    others = {name: (name.replace("/", "/\n"), ".4g") for name in goals if name not in COLUMNS}
+    columns = {**COLUMNS, **others}
+    table.add_column("study", no_wrap=True)
+    for heading in ("trial", *(heading for heading, _ in columns.values())):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("settings", style="cyan")
+    for status in found:
+        best = status.best(feasible=True) or status.best(feasible=False)
+        if best:
+            row = (str(best.number), *cells(best.row, columns), describe_params(best.params))
+            table.add_row(status.study, *row)
+        else:
+            table.add_row(status.study, "", *[""] * len(columns), "no finished trial yet", style="dim")
     return table
 
 

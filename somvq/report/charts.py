@@ -1,0 +1,119 @@
+"""Optuna's own figures of a study, and the learning curves of runs, as data that plotly.js draws in the page."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import optuna
+from optuna.distributions import CategoricalDistribution
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from somvq.definitions import ROW
+from somvq.errors import RunError
+from somvq.report.entries import Entry, Member, finite
+from somvq.runs import Row
+from somvq.study.tables import COLUMNS
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+MOST_CURVES = 50  # of the best runs
+MOST_POINTS = 200  # of a curve
+CURVES = ("val/loss", "train/loss", "val/mse", "codebook/used_share", "codebook/quantisation_error", "map/morans_i")
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One figure: what it shows, and what plotly.js needs to draw it."""
+
+    title: str
+    caption: str
+    figure: dict[str, Any]
+    panels: int = 1  # side by side
+
+
+def draw_charts(member: Member) -> list[Chart]:
+    """Optuna's figures of the finished trials; none of fewer than two."""
+    from optuna import visualization
+
+    study = copy_study(member)
+    done = [trial for trial in study.trials if trial.state == TrialState.COMPLETE]
+    if len(done) < 2:
+        return []
+    metric, several = member.status.metric, len(member.status.goals) > 1
+    told: dict[str, Any] = {"target_name": metric}
+    if several:
+        told["target"] = lambda trial: trial.values[0]
+    searched = sorted({name for trial in done for name in trial.params if len(values_of(name, done)) > 1})
+    charts = [Chart("History", f"{metric} of each trial, and the best so far.", pack(
+        visualization.plot_optimization_history(study, **told)))]  # fmt: skip
+    if several and len(member.status.goals) <= 3:
+        names = [name for name, _ in member.status.goals]
+        front = visualization.plot_pareto_front(study, target_names=names)
+        charts.append(Chart("Pareto front", "Trials that no other beats in all goals.", pack(front)))
+    if searched and len({trial.values[0] for trial in done}) > 1:
+        importance = visualization.plot_param_importances(study, params=searched, **told)
+        charts.append(Chart("Importance", f"How much each setting decides of {metric}.", pack(importance)))
+    if searched:
+        parallel = visualization.plot_parallel_coordinate(study, params=searched, **told)
+        charts.append(Chart("Parallel coordinates", "One line a trial; drag along an axis to choose.", pack(parallel)))
+        slices = visualization.plot_slice(study, params=searched, **told)
+        charts.append(Chart("Slices", f"{metric} against each setting.", pack(slices), len(searched)))
+    return charts
+
+
+def values_of(name: str, trials: Sequence[FrozenTrial]) -> set[str]:
+    """The different values that setting `name` had."""
+    return {repr(trial.params.get(name)) for trial in trials}
+
+
+def copy_study(member: Member) -> Study:
+    """The study's finished trials in memory, without what workers noted of them: Optuna's figures show that."""
+    study = optuna.create_study(directions=[goal for _, goal in member.status.goals])
+    sweep = member.opened.record.sweep
+    rows = sweep.parameters[ROW].values if ROW in sweep.parameters else None
+    for trial in member.opened.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+        kinds = {**trial.distributions, **({ROW: CategoricalDistribution(rows)} if rows else {})}
+        constraints = trial.constraints or None
+        named = sweep.named(trial.params)  # a grid's rows are numbers to Optuna
+        study.add_trial(create_trial(values=trial.values, params=named, distributions=kinds, constraints=constraints))
+    return study
+
+
+def pack(figure: "Figure") -> dict[str, Any]:
+    """A figure without its title and theme: the page has both."""
+    packed: dict[str, Any] = json.loads(figure.update_layout(title=None, template=None).to_json())
+    packed["layout"].pop("template", None)
+    return {"data": packed["data"], "layout": packed["layout"]}
+
+
+def draw_curves(entries: Sequence[Entry], metrics: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Learning curves of the best runs: metric, run, its epochs and values."""
+    wanted = list(dict.fromkeys([*metrics, *COLUMNS, *CURVES]))
+    curves: dict[str, dict[str, Any]] = {name: {} for name in wanted}
+    for entry in [entry for entry in entries if entry.trial.same_as is None and entry.trial.epoch][:MOST_CURVES]:
+        try:
+            rows = thin(entry.run.rows())
+        except RunError:  # its ledger is damaged, as the notes say
+            continue
+        for name in wanted:
+            points = [(row["epoch"], significant(row[name])) for row in rows if name in row]
+            if len(points) > 1:
+                epochs, values = zip(*points, strict=True)
+                curves[name][entry.label] = {"x": epochs, "y": values, "best": entry.best, "study": entry.study}
+    return {name: runs for name, runs in curves.items() if runs}
+
+
+def thin(rows: list[Row]) -> list[Row]:
+    """At most MOST_POINTS of the rows, evenly, the last one among them."""
+    if len(rows) <= MOST_POINTS:
+        return rows
+    return [rows[place * (len(rows) - 1) // (MOST_POINTS - 1)] for place in range(MOST_POINTS)]
+
+
+def significant(value: float) -> float | None:
+    """Five digits of a number; none if there is none."""
+    known = finite(value)
+    return None if known is None else float(f"{known:.5g}")
