@@ -10,7 +10,7 @@ from optuna.distributions import CategoricalDistribution
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from somvq.definitions import ROW
+from somvq.definitions import ROW, Metric
 from somvq.errors import RunError
 from somvq.report.entries import Entry, Member, finite
 from somvq.runs import Row
@@ -36,30 +36,27 @@ class Chart:
 
 def draw_charts(member: Member) -> list[Chart]:
     """Optuna's figures of the finished trials; none of fewer than two."""
-    from optuna import visualization
-
-    study = copy_study(member)
-    done = [trial for trial in study.trials if trial.state == TrialState.COMPLETE]
+    goals = member.opened.record.sweep.goals
+    study = copy_study(member, goals[:1])
+    done = study.trials
     if len(done) < 2:
         return []
-    metric, several = member.status.metric, len(member.status.goals) > 1
-    told: dict[str, Any] = {"target_name": metric}
-    if several:
-        told["target"] = lambda trial: trial.values[0]
+    metric = goals[0].name
     searched = sorted({name for trial in done for name in trial.params if len(values_of(name, done)) > 1})
-    charts = [Chart("History", f"{metric} of each trial, and the best so far.", pack(
-        visualization.plot_optimization_history(study, **told)))]  # fmt: skip
-    if several and len(member.status.goals) <= 3:
-        names = [name for name, _ in member.status.goals]
-        front = visualization.plot_pareto_front(study, target_names=names)
+    history = optuna.visualization.plot_optimization_history(study, target_name=metric)
+    charts = [Chart("History", f"{metric} of each trial, and the best so far.", pack(history))]
+    if 1 < len(goals) <= 3:
+        whole, names = copy_study(member, goals), [goal.name for goal in goals]
+        front = optuna.visualization.plot_pareto_front(whole, target_names=names)
         charts.append(Chart("Pareto front", "Trials that no other beats in all goals.", pack(front)))
-    if searched and len({trial.values[0] for trial in done}) > 1:
-        importance = visualization.plot_param_importances(study, params=searched, **told)
+    if len(searched) > 1 and len({trial.values[0] for trial in done}) > 1:
+        importance = optuna.visualization.plot_param_importances(study, params=searched, target_name=metric)
         charts.append(Chart("Importance", f"How much each setting decides of {metric}.", pack(importance)))
     if searched:
-        parallel = visualization.plot_parallel_coordinate(study, params=searched, **told)
-        charts.append(Chart("Parallel coordinates", "One line a trial; drag along an axis to choose.", pack(parallel)))
-        slices = visualization.plot_slice(study, params=searched, **told)
+        lines = optuna.visualization.plot_parallel_coordinate(study, params=searched, target_name=metric)
+        charts.append(Chart("Parallel coordinates", f"One line a trial, coloured by {metric}.", pack(lines)))
+        slices = optuna.visualization.plot_slice(study, params=searched, target_name=metric)
+        slices.update_xaxes(nticks=4, tickangle=0)  # else those of a logarithmic axis run into one another
         charts.append(Chart("Slices", f"{metric} against each setting.", pack(slices), len(searched)))
     return charts
 
@@ -69,24 +66,31 @@ def values_of(name: str, trials: Sequence[FrozenTrial]) -> set[str]:
     return {repr(trial.params.get(name)) for trial in trials}
 
 
-def copy_study(member: Member) -> Study:
-    """The study's finished trials in memory, without what workers noted of them: Optuna's figures show that."""
-    study = optuna.create_study(directions=[goal for _, goal in member.status.goals])
+def copy_study(member: Member, goals: Sequence[Metric]) -> Study:
+    """The finished trials as a study in memory of `goals`, the first or all of its own.
+
+    What workers noted of them is left out: some of Optuna's figures show it.
+    """
+    study = optuna.create_study(directions=[goal.goal for goal in goals])
     sweep = member.opened.record.sweep
     rows = sweep.parameters[ROW].values if ROW in sweep.parameters else None
     for trial in member.opened.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
         kinds = {**trial.distributions, **({ROW: CategoricalDistribution(rows)} if rows else {})}
         constraints = trial.constraints or None
         named = sweep.named(trial.params)  # a grid's rows are numbers to Optuna
-        study.add_trial(create_trial(values=trial.values, params=named, distributions=kinds, constraints=constraints))
+        study.add_trial(
+            create_trial(values=trial.values[: len(goals)], params=named, distributions=kinds, constraints=constraints)
+        )
     return study
 
 
 def pack(figure: "Figure") -> dict[str, Any]:
-    """A figure without its title and theme: the page has both."""
+    """A figure without its title and its colours of paper and ink: the page has both, light and dark."""
     packed: dict[str, Any] = json.loads(figure.update_layout(title=None, template=None).to_json())
-    packed["layout"].pop("template", None)
-    return {"data": packed["data"], "layout": packed["layout"]}
+    layout = {name: told for name, told in packed["layout"].items() if name not in ("template", "plot_bgcolor")}
+    for words in layout.get("annotations", []):
+        words.get("font", {}).pop("color", None)
+    return {"data": packed["data"], "layout": layout}
 
 
 def draw_curves(entries: Sequence[Entry], metrics: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -133,8 +133,8 @@ def table_columns(members: Sequence[Member], settings: Sequence[str]) -> list[Co
     """The leaderboard's headings."""
     metrics = metric_columns(members)
     return [
-        *([Column("study", "study")] if len(members) > 1 else []),
         Column("trial", "trial", number=True),
+        *([Column("study", "study")] if len(members) > 1 else []),
         Column("state", "state"),
         *(Column(name, spell(heading), METRICS.get(name, ""), True) for name, (heading, _) in metrics.items()),
         Column("epochs", "epochs AE + own", "of the auto-encoder that it starts from, and its own", True),

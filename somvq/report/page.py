@@ -3,6 +3,7 @@
 import base64
 import gzip
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -10,8 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from markupsafe import Markup, escape
 
 from somvq import __version__
 from somvq.audit import read_audit
@@ -109,15 +110,21 @@ def draw_page(studies: Sequence[OpenStudy], *, brain_images: bool, on_step: OnSt
     )
 
 
-def template() -> Any:
+def template() -> Template:
     """The page's frame, in which everything is text unless it says otherwise."""
     frames = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )
+    frames.filters["decoded"] = name_decoded
     frames.globals.update(
         style=Markup((HERE / "report.css").read_text()), script=Markup((HERE / "report.js").read_text())
     )
     return frames.get_template("report.html")
+
+
+def name_decoded(text: str) -> Markup:
+    """`text`, what is decoded written as in the paper: x'_e and x'_q with their indices below."""
+    return Markup(re.sub(r"x&#39;_([eq])", r"<i>x</i>′<sub>\1</sub>", str(escape(text))))
 
 
 def list_controls(members: Sequence[Member]) -> list[Control]:

@@ -63,8 +63,8 @@ function sortBy(th) {
 for (const th of all("thead th", table)) {
   const button = document.createElement("button");
   button.type = "button";
-  button.textContent = th.dataset.heading;
-  th.replaceChildren(button);
+  button.append(...th.childNodes);
+  th.append(button);
   button.addEventListener("click", () => sortBy(th));
 }
 
@@ -163,24 +163,43 @@ async function unpack(id) {
 }
 
 function theme() {
-  const [ink, soft, line] = ["ink", "soft", "line"].map(colour);
+  const [ink, soft, line, paper] = ["ink", "soft", "line", "paper"].map(colour);
   const axis = { gridcolor: line, linecolor: line, zerolinecolor: line, tickcolor: line, automargin: true, tickfont: { color: soft } };
   return { layout: {
-    paper_bgcolor: "rgba(0,0,0,0)",
-    plot_bgcolor: "rgba(0,0,0,0)",
+    paper_bgcolor: paper,
+    plot_bgcolor: paper,
     font: { family: "system-ui, sans-serif", size: 12, color: ink },
     xaxis: axis,
     yaxis: axis,
     colorway: PALETTE,
+    annotationdefaults: { font: { color: soft } },
     hoverlabel: { align: "left" },
     margin: { l: 56, r: 24, t: 28, b: 48 },
   } };
 }
 
+// Optuna's blues end in white and in black, of which one is the paper: ours are seen on both.
+const SCALES = { light: [[190, 220, 227], [5, 70, 84]], dark: [[52, 82, 91], [165, 238, 249]] };
+const BLUE = /^rgb\((\d+\.\d+), \d+\.\d+, \d+\.\d+\)$/; // between two of its blues, as Optuna writes it
+
+function recolour(value) {
+  const [from, to] = SCALES[isDark() ? "dark" : "light"];
+  if (typeof value === "string" && BLUE.test(value)) {
+    const share = (247 - Number(BLUE.exec(value)[1])) / 239; // reds go from 247 to 8
+    return `rgb(${from.map((start, channel) => Math.round(start + share * (to[channel] - start)))})`;
+  }
+  if (Array.isArray(value)) {
+    const isScale = value.length > 2 && /247, ?251, ?255/.test(value[0]?.[1]);
+    return isScale ? [[0, `rgb(${from})`], [1, `rgb(${to})`]] : value.map(recolour);
+  }
+  if (value === null || typeof value !== "object") return value;
+  return Object.fromEntries(Object.entries(value).map(([key, inner]) => [key, recolour(inner)]));
+}
+
 function draw(plot) {
   const { data, layout } = plot.id === "curve" ? curveFigure() : drawings.charts[plot.dataset.chart];
   drawn.set(plot, true);
-  return Plotly.react(plot, data, { ...layout, template: theme(), autosize: true }, CONFIG);
+  return Plotly.react(plot, recolour(data), { ...layout, template: theme(), autosize: true }, CONFIG);
 }
 
 function curveFigure() {
@@ -193,7 +212,7 @@ function curveFigure() {
     const showlegend = studies.length > 1 && !named.has(run.study) && named.add(run.study) !== undefined;
     return {
       type: "scatter", mode: "lines", name: showlegend ? run.study : label, x: run.x, y: run.y,
-      line: { color: ink, width: run.best ? 3 : 1 }, opacity: run.best ? 1 : 0.45,
+      line: { color: ink, width: run.best ? 3 : 1.25 }, opacity: run.best ? 1 : 0.55,
       legendgroup: run.study, showlegend,
       hovertemplate: `${label.replaceAll("<", "&lt;")}${run.best ? " ★" : ""}<br>epoch %{x}: %{y:.4g}<extra></extra>`,
     };

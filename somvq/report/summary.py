@@ -7,12 +7,12 @@ from typing import Literal
 
 from somvq.errors import RunError
 from somvq.report.entries import Entry, Member, finite, spell
-from somvq.runs import METRICS, Row, describe
+from somvq.runs import METRICS, Row
 from somvq.study.status import TrialStatus
 from somvq.study.tables import COLUMNS
 
 HIGHER, LOWER = ("ssim", "psnr"), ("mse", "loss", "error")  # what makes a metric better, by its name
-ALSO = ("val/mse", "val/psnr_max", "val/mse_q", "val/psnr_q")  # beside goals and columns
+ALSO = ("val/psnr_q", "val/mse", "val/mse_q")  # beside goals and columns
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def head_of(member: Member, best: Entry) -> str:
     status, trial = member.status, best.trial
     done = status.count("done")
     of = f"the best of {done} finished trials" if done > 1 else "the only finished trial"
-    value = f"{name_of(status.metric)} is {describe(trial.value)}"
+    value = f"{name_of(status.metric)} is {shown(trial.values[0], status.metric) if trial.values else 'unknown'}"
     if len(status.goals) > 1:
         goals = " and ".join(name_of(name) for name, _ in status.goals)
         front = sum(status.leads(t) and not t.violated for t in status.ranked())
@@ -78,17 +78,12 @@ def beside(member: Member, best: Entry, stage: TrialStatus | None) -> list[str]:
     mean, control = member.status.baseline.get(metric), stage.row.get(metric) if stage else None
     if metric not in row or (mean is None and control is None):
         return []
-    parts = [f"{apart(row[metric], mean)} the mean image of the training set ({describe(mean)})"] if mean else []
-    if control is not None:
-        parts.append(f"{apart(row[metric], control)} the auto-encoder that it started from ({describe(control)})")
+    parts = []
+    for known, what in ((mean, "the mean image of the training set"), (control, "the auto-encoder it started from")):
+        if known is not None:
+            apart, side = shown(abs(row[metric] - known), metric), "above" if row[metric] >= known else "below"
+            parts.append(f"{apart} {side} {what} ({shown(known, metric)})")
     return [f"That is {' and '.join(parts)}."]
-
-
-def apart(value: float, other: float) -> str:
-    """0.13 above."""
-    return (
-        f"{describe(abs(value - other))} {'above' if value >= other else 'below'}" if value != other else "as good as"
-    )
 
 
 def name_of(metric: str) -> str:
@@ -109,7 +104,7 @@ def compare(member: Member, best: Entry, stage: TrialStatus | None) -> list[Comp
     """Each metric of the best run that is shown or that a control has."""
     goals, row = dict(member.status.goals), best.trial.row
     names = [name for name in dict.fromkeys([*goals, *COLUMNS, *ALSO]) if name in row]
-    return [
+    found = [
         Comparison(
             metric=name,
             heading=spell(COLUMNS[name][0]) if name in COLUMNS else name,
@@ -120,6 +115,7 @@ def compare(member: Member, best: Entry, stage: TrialStatus | None) -> list[Comp
         )
         for name in names
     ]
+    return sorted(found, key=lambda each: each.mean_image is None and each.autoencoder is None)
 
 
 def shown(value: float, metric: str) -> str:
@@ -128,8 +124,8 @@ def shown(value: float, metric: str) -> str:
 
 
 def difference(metric: str, row: Row, control: Row, goals: dict[str, str]) -> Difference | None:
-    """How far `row` is from `control`; none if one of them has no such number."""
-    ours, theirs = finite(row.get(metric)), finite(control.get(metric))
+    """How far `row` is from `control`, which has no codes: of x'_q as of x'_e; none if one has no such number."""
+    ours, theirs = finite(row.get(metric)), finite(control.get(metric, control.get(metric.removesuffix("_q"))))
     if ours is None or theirs is None:
         return None
     by = ours - theirs
