@@ -20,15 +20,17 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from somvq.audit import Audit, Checkout
+from somvq.cli import compare
 from somvq.config import CohortSettings, RunConfig
 from somvq.data.cohort import CohortIndex, ScanEntry
 from somvq.definitions import Sweep
-from somvq.report.page import draw_page
+from somvq.errors import DefinitionError
+from somvq.report.page import check_place, draw_page
 from somvq.report.pictures import BUDGET, draw_gallery
 from somvq.report.privacy import Censor
 from somvq.runs import Attempt, Run, RunRecord
 from somvq.settings import Settings
-from somvq.study.claim import REASON
+from somvq.study.claim import REASON as WHY
 from somvq.study.record import OpenStudy, StudyRecord, create_or_resume
 from somvq.study.status import read_status
 from somvq.study.tables import COLUMNS
@@ -48,7 +50,7 @@ FIGURES = {  # those of a map's last epoch, as large as they are in a run's fold
 EPOCHS = 300
 MARKUP = "<script>document.title='broken'</script>"
 PRIVATE = ("poison-host", "/srv/poison", "sub-POISON", "poison.nii.gz", "poisoned folder", "poisoner")
-REASON_OF_FAILURE = (
+REASON = (
     f"{MARKUP} [Errno 5] '/srv/poison/poisoned folder/x.nii': "
     "sub-POISON01 of /srv/poison/oasis/poison.nii.gz on poison-host"
 )
@@ -109,7 +111,7 @@ class Maker:
         run = self.make_run(opened, number, params, rows)
         goals = [goal.name for goal in opened.record.sweep.goals]
         ended = {"values": [run.last_row()[goal] for goal in goals]} if state == TrialState.COMPLETE else {}
-        told = {REASON: reason} if reason else {}
+        told = {WHY: reason} if reason else {}
         opened.study.add_trial(create_trial(state=state, params=params, distributions=KINDS, user_attrs=told, **ended))
         opened.aim_for(number + 1)
         return run
@@ -173,37 +175,57 @@ def unpack(page: str, name: str) -> str:
     return gzip.decompress(base64.b64decode(packed[1])).decode()
 
 
-# A study of fifty trials, in a browser
+# A study in a browser
+
+
+TRIALS, FAILED, PRUNED = 14, [5], [13]
+
+
+def make_study(folder: Path, trials: int) -> None:
+    """The study `made` in a user's folder; every eighth trial failed, the later of them were pruned."""
+    maker = Maker(folder)
+    opened = maker.begin()
+    for number in range(trials):
+        if number % 8 == 5:
+            failed = number < 8
+            state, reason = (TrialState.FAIL, REASON) if failed else (TrialState.PRUNED, "behind the median")
+            maker.add(opened, state, reason, rows=EPOCHS)
+        else:
+            draw(maker.add(opened, rows=EPOCHS))
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A user's folder with the study `large`: 44 trials done, 3 failed, 3 pruned."""
+    """A user's folder with the study `made`."""
     folder = tmp_path_factory.mktemp("lab")
-    maker = Maker(folder)
-    opened = maker.begin("large")
-    for number in range(50):
-        if number % 8 == 5:
-            state = TrialState.FAIL if number < 24 else TrialState.PRUNED
-            maker.add(opened, state, REASON_OF_FAILURE if number < 24 else "behind the median", rows=EPOCHS)
-        else:
-            draw(maker.add(opened, rows=EPOCHS))
+    make_study(folder, TRIALS)
     return folder
 
 
 @pytest.fixture(scope="module")
 def report(folder: Path) -> Path:
-    """Its report, made within the limits that are promised."""
+    """Its report, written over an older one."""
+    path = folder / "report.html"
+    path.write_text("old")
+    done = somvq(folder, "compare", "made", "--html", "report.html")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"report   report.html: {path.stat().st_size / 1e6:.1f} MB; open it in any browser\n"
+    assert sorted(path.name for path in folder.iterdir()) == ["cohorts", "report.html", "runs"]
+    return path
+
+
+@pytest.mark.slow
+def test_a_report_of_fifty_trials_is_small_and_soon_there(tmp_path: Path) -> None:
+    make_study(tmp_path, 50)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = somvq(folder, "compare", "large", "--html", "report.html")
+    done = somvq(tmp_path, "compare", "made", "--html", "report.html")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, done.stderr
-    path = folder / "report.html"
-    assert path.stat().st_size < 8e6
-    assert done.stdout == f"report   report.html: {path.stat().st_size / 1e6:.1f} MB; open it in any browser\n"
+    assert (tmp_path / "report.html").stat().st_size < 8e6
+    text = (tmp_path / "report.html").read_text()
+    assert text.count("<li data-kind=") == 44 * len(FIGURES)
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     assert seconds < 30  # of two cores: 15 s
-    return path
 
 
 def find_browser() -> str | None:
@@ -250,8 +272,8 @@ def labels(page: Page) -> list[int]:
 
 
 def test_the_leaderboard_shows_what_ledgers_say_best_first(page: Page, folder: Path) -> None:
-    last = {number: Run(folder / "runs" / "large" / f"{number:04d}").last_row() for number in range(50)}
-    done = [number for number in range(50) if number % 8 != 5]
+    last = {number: Run(folder / "runs" / "made" / f"{number:04d}").last_row() for number in range(TRIALS)}
+    done = [number for number in range(TRIALS) if number not in FAILED + PRUNED]
     best_first = sorted(done, key=lambda number: -last[number]["val/ssim"])
     assert labels(page)[: len(done)] == best_first
     headings = page.locator("#trials thead th").evaluate_all("all => all.map(th => th.dataset.column)")
@@ -260,7 +282,7 @@ def test_the_leaderboard_shows_what_ledgers_say_best_first(page: Page, folder: P
         number = int(cells["trial"].split()[0])
         for metric, (_, style) in COLUMNS.items():
             assert cells[metric] == format(last[number][metric], style)
-        config = Run(folder / "runs" / "large" / f"{number:04d}").record.config
+        config = Run(folder / "runs" / "made" / f"{number:04d}").record.config
         assert cells["setting gamma"] == f"{config.gamma:.4g}"
         assert cells["setting topology"] == config.topology
         assert ("★" in cells["trial"]) == (number == best_first[0])
@@ -272,8 +294,8 @@ def test_the_leaderboard_shows_what_ledgers_say_best_first(page: Page, folder: P
     assert compared[:3] == [f"{ours:.3f}", f"{mean:.3f}", f"+{ours - mean:.3f} better"]
 
 
-def test_a_heading_sorts_by_click_and_by_key(page: Page, folder: Path) -> None:
-    used = {number: number % 16 for number in range(50)}
+def test_rows_are_sorted_by_click_and_key_and_filtered_by_words_ranges_and_chips(page: Page) -> None:
+    used = {number: number % 16 for number in range(TRIALS)}
     heading = page.locator("#trials th", has=page.get_by_role("button", name="codes used"))
     heading.get_by_role("button").click()
     assert heading.get_attribute("aria-sort") == "descending"
@@ -283,16 +305,15 @@ def test_a_heading_sorts_by_click_and_by_key(page: Page, folder: Path) -> None:
     assert [used[number] for number in labels(page)] == sorted(used.values())
     page.get_by_role("button", name="topology").press("Space")
     assert heading.get_attribute("aria-sort") is None
-    assert all(number % 2 for number in labels(page)[:25])  # rectangular
+    assert all(number % 2 for number in labels(page)[: TRIALS // 2])  # rectangular
 
-
-def test_rows_are_filtered_by_words_ranges_and_chips(page: Page) -> None:
+    page.reload()
     page.get_by_role("button", name="failed", exact=True).click()
-    assert sorted(labels(page)) == [5, 13, 21]
-    assert page.locator("#count").inner_text() == "3 of 50 trials"
+    assert sorted(labels(page)) == FAILED
+    assert page.locator("#count").inner_text() == "1 of 14 trials"
     page.get_by_role("button", name="failed", exact=True).click()
     page.get_by_role("searchbox").fill("median rectangular")
-    assert sorted(labels(page)) == [29, 37, 45]
+    assert sorted(labels(page)) == PRUNED
     page.get_by_role("searchbox").fill("")
     everything = labels(page)
     third = page.locator("#trials tbody tr").nth(2).locator("td").nth(1).get_attribute("data-value")
@@ -301,7 +322,7 @@ def test_rows_are_filtered_by_words_ranges_and_chips(page: Page) -> None:
     assert labels(page) == everything[:3]
 
 
-def test_a_figure_is_enlarged_and_put_away_by_keys(page: Page) -> None:
+def test_figures_are_enlarged_by_keys_and_chosen_by_kind_and_by_trial(page: Page) -> None:
     dialog = page.get_by_role("dialog")
     first = page.get_by_role("button", name="Enlarge: t-SNE of tokens and codes").first
     first.press("Enter")
@@ -316,10 +337,8 @@ def test_a_figure_is_enlarged_and_put_away_by_keys(page: Page) -> None:
     assert not dialog.is_visible()
     assert first.evaluate("button => button === document.activeElement")
 
-
-def test_figures_are_chosen_by_kind_and_by_trial(page: Page) -> None:
     shown = page.locator(".gallery li:visible")
-    assert shown.count() == 44
+    assert shown.count() == TRIALS - len(FAILED + PRUNED)
     page.locator("#kind").select_option("U-matrix")
     assert set(shown.evaluate_all("all => all.map(li => li.dataset.kind)")) == {"umatrix"}
     page.locator("#trials tr.best th a").click()
@@ -333,7 +352,7 @@ def test_charts_are_drawn_as_they_come_into_view(page: Page) -> None:
     titles = page.locator("#charts figcaption strong").all_inner_texts()
     assert titles == ["History", "Importance", "Parallel coordinates", "Slices"]
     curves = page.locator("#curve .scatterlayer .trace")
-    assert curves.count() == 50
+    assert curves.count() == TRIALS
     page.get_by_label("Metric").select_option("codebook/perplexity")
     assert page.locator("#curve").evaluate("plot => plot.layout.yaxis.title.text") == "codebook/perplexity"
     assert page.locator("#curve").evaluate("plot => plot.data.at(-1).line.width") == 3  # the best one, on top
@@ -353,6 +372,7 @@ CONTRAST = """([name, on]) => {
 }"""
 
 
+@pytest.mark.slow
 def test_it_is_readable_in_light_and_in_dark(page: Page) -> None:
     background = "getComputedStyle(document.body).backgroundColor"
     page.locator("#charts .plot .main-svg").first.wait_for()
@@ -371,6 +391,7 @@ def test_it_is_readable_in_light_and_in_dark(page: Page) -> None:
     assert page.get_by_role("button", name="Change to the dark theme").is_visible()
 
 
+@pytest.mark.slow
 def test_it_is_no_wider_than_a_small_screen_and_prints_what_it_shows(page: Page) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") == 1280
     page.keyboard.press("Tab")
@@ -384,8 +405,8 @@ def test_a_page_names_nobody_and_no_place_and_runs_no_markup(page: Page, report:
     text = report.read_text()
     told = text + unpack(text, "drawings")
     assert [word for word in PRIVATE if word in told] == []
-    assert page.title() == "large · somvq report"
-    assert page.locator("#endings").get_by_text(MARKUP).count() == 3
+    assert page.title() == "made · somvq report"
+    assert page.locator("#endings").get_by_text(MARKUP).count() == 1
     assert "somvq sweep psom --trials 50 --cohort COHORT --storage STORAGE" in page.locator("#origins").inner_text()
     assert "0123456789ab with uncommitted changes" in page.locator("#origins").inner_text()
 
@@ -450,6 +471,7 @@ def test_damaged_and_deleted_files_cost_their_own_trial_alone(maker: Maker) -> N
     assert 'data-trial="made/3"><figure' not in told
 
 
+@pytest.mark.slow
 def test_of_many_trials_the_best_have_figures(maker: Maker) -> None:
     opened = maker.begin()
     small = Image.new("RGB", (80, 60))
@@ -462,6 +484,7 @@ def test_of_many_trials_the_best_have_figures(maker: Maker) -> None:
     assert "Of the best 50 trials." in told
 
 
+@pytest.mark.slow
 def test_figures_that_would_make_the_file_too_large_are_left_out_from_the_end(
     maker: Maker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -521,30 +544,27 @@ def test_commands_keep_what_reproduces_and_lose_places(command: str, left: str) 
 # The command
 
 
-def test_a_report_is_written_whole_over_an_older_one_or_refused_in_one_line(maker: Maker, tmp_path: Path) -> None:
-    maker.add(maker.begin())
-    (tmp_path / "old.html").write_text("old")
-    assert somvq(tmp_path, "compare", "made", "--html", "old.html").returncode == 0
-    assert (tmp_path / "old.html").read_text().startswith("<!doctype html>")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cohorts", "old.html", "runs"]
-    done = somvq(tmp_path, "compare", "made", "--html", "nowhere/r.html")
-    assert (done.returncode, done.stderr) == (
-        2,
-        "error: --html nowhere/r.html: there is no folder nowhere; make it first\n",
-    )
-    done = somvq(tmp_path, "compare", "made", "--html", "runs")
-    assert done.stderr == "error: --html runs is a folder; give a file in it: runs/report.html\n"
+def test_a_place_where_no_report_can_be_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DefinitionError, match=r"--html nowhere/r.html: there is no folder nowhere; make it first"):
+        check_place(Path("nowhere/r.html"))
+    with pytest.raises(DefinitionError, match=rf"{tmp_path} is a folder; give a file in it: {tmp_path}/report.html"):
+        check_place(tmp_path)
 
 
-def test_studies_are_compared_side_by_side_and_for_scripts(maker: Maker, tmp_path: Path) -> None:
+def test_studies_are_compared_side_by_side_and_for_scripts(maker: Maker, capsys: pytest.CaptureFixture[str]) -> None:
+    def told(*names: str, json_: bool = False) -> str:
+        capsys.readouterr()
+        compare(list(names), json_=json_, runs=maker.settings.runs)
+        return capsys.readouterr().out
+
     for name in ("first", "second"):
         opened = maker.begin(name)
         for _ in range(2):
             maker.add(opened)
-    told = somvq(tmp_path, "compare", "first", "second", "first").stdout
-    assert told.count("maximize val/ssim") == 2
-    best = re.findall(r"^ *(first|second) +(\d) ", told.split("the best of each study")[1], re.MULTILINE)
-    found = json.loads(somvq(tmp_path, "compare", "first", "second", "--json").stdout)
+    table = told("first", "second", "first")
+    assert table.count("maximize val/ssim") == 2
+    best = re.findall(r"^ *(first|second) +(\d) ", table.split("the best of each study")[1], re.MULTILINE)
+    found = json.loads(told("first", "second", json_=True))
     assert best == [(study["study"], str(study["ranked"][0])) for study in found]
     assert [study["best"] for study in found] == [study["ranked"][0] for study in found]
-    assert "the best of each study" not in somvq(tmp_path, "compare", "first").stdout
+    assert "the best of each study" not in told("first")

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,7 @@ def draw_page(studies: Sequence[OpenStudy], *, brain_images: bool, on_step: OnSt
         ended_badly=[entry for entry in entries if entry.trial.reason or entry.trial.state in ("failed", "pruned")],
         definitions={name: METRICS[name] for name in sorted({*metric_columns(members), *curves}) if name in METRICS},
         packed={"drawings": pack(json.dumps({"charts": figures, "curves": curves}, allow_nan=False))},
-        plotly=pack(plotly_code()) if figures or curves else "",
+        plotly=packed_plotly() if figures or curves else "",
         cohorts=len({member.opened.record.cohort_fingerprint for member in members}),
         now=datetime.now(UTC),
         version=__version__,
@@ -169,11 +169,12 @@ def pack(text: str) -> str:
     return base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
 
 
-def plotly_code() -> str:
-    """plotly.js, as it comes with plotly."""
+@cache
+def packed_plotly() -> str:
+    """plotly.js, as it comes with plotly, packed."""
     from plotly.offline import get_plotlyjs
 
-    return str(get_plotlyjs())
+    return pack(get_plotlyjs())
 
 
 def commit() -> str:
