@@ -351,6 +351,8 @@ def test_charts_are_drawn_as_they_come_into_view(page: Page) -> None:
         plot.locator(".main-svg").first.wait_for()
     titles = page.locator("#charts figcaption strong").all_inner_texts()
     assert titles == ["History", "Importance", "Parallel coordinates", "Slices"]
+    history = page.locator("#charts .plot").first
+    assert history.evaluate("plot => plot.data[0].x") == [n for n in range(TRIALS) if n not in FAILED + PRUNED]
     curves = page.locator("#curve .scatterlayer .trace")
     assert curves.count() == TRIALS
     page.get_by_label("Metric").select_option("codebook/perplexity")

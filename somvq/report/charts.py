@@ -38,25 +38,25 @@ def draw_charts(member: Member) -> list[Chart]:
     """Optuna's figures of the finished trials; none of fewer than two."""
     goals = member.opened.record.sweep.goals
     study = copy_study(member, goals[:1])
-    done = study.trials
+    done = study.get_trials(states=(TrialState.COMPLETE,))
     if len(done) < 2:
         return []
     metric = goals[0].name
     searched = sorted({name for trial in done for name in trial.params if len(values_of(name, done)) > 1})
     history = optuna.visualization.plot_optimization_history(study, target_name=metric)
     charts = [Chart("History", f"{metric} of each trial, and the best so far.", pack(history))]
+    if len(searched) > 1 and len({trial.values[0] for trial in done}) > 1:
+        importance = optuna.visualization.plot_param_importances(study, params=searched, target_name=metric)
+        charts.append(Chart("Importance", f"How much each setting decides of {metric}.", pack(importance)))
     if 1 < len(goals) <= 3:
         whole, names = copy_study(member, goals), [goal.name for goal in goals]
         front = optuna.visualization.plot_pareto_front(whole, target_names=names)
         charts.append(Chart("Pareto front", "Trials that no other beats in all goals.", pack(front)))
-    if len(searched) > 1 and len({trial.values[0] for trial in done}) > 1:
-        importance = optuna.visualization.plot_param_importances(study, params=searched, target_name=metric)
-        charts.append(Chart("Importance", f"How much each setting decides of {metric}.", pack(importance)))
     if searched:
         lines = optuna.visualization.plot_parallel_coordinate(study, params=searched, target_name=metric)
         charts.append(Chart("Parallel coordinates", f"One line a trial, coloured by {metric}.", pack(lines)))
         slices = optuna.visualization.plot_slice(study, params=searched, target_name=metric)
-        slices.update_xaxes(nticks=4, tickangle=0)  # else those of a logarithmic axis run into one another
+        slices.for_each_xaxis(lambda axis: mark_few(axis, done))
         charts.append(Chart("Slices", f"{metric} against each setting.", pack(slices), len(searched)))
     return charts
 
@@ -66,21 +66,32 @@ def values_of(name: str, trials: Sequence[FrozenTrial]) -> set[str]:
     return {repr(trial.params.get(name)) for trial in trials}
 
 
-def copy_study(member: Member, goals: Sequence[Metric]) -> Study:
-    """The finished trials as a study in memory of `goals`, the first or all of its own.
+def mark_few(axis: Any, trials: Sequence[FrozenTrial]) -> None:
+    """Three ticks on a logarithmic axis, whose own run into one another where it is narrow."""
+    if axis.type == "log":
+        values = [trial.params[axis.title.text] for trial in trials if axis.title.text in trial.params]
+        low, high = min(values), max(values)
+        ticks = [low, (low * high) ** 0.5, high]
+        axis.update(tickvals=ticks, ticktext=[f"{tick:.2g}" for tick in ticks])
 
-    What workers noted of them is left out: some of Optuna's figures show it.
+
+def copy_study(member: Member, goals: Sequence[Metric]) -> Study:
+    """The study in memory, with the first or all of its goals, for Optuna to draw.
+
+    What workers noted of trials is left out: some of Optuna's figures show it. Those that did not finish keep their
+    places, so that the others keep their numbers.
     """
     study = optuna.create_study(directions=[goal.goal for goal in goals])
     sweep = member.opened.record.sweep
     rows = sweep.parameters[ROW].values if ROW in sweep.parameters else None
-    for trial in member.opened.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+    for trial in member.opened.study.get_trials(deepcopy=False):
+        if trial.state != TrialState.COMPLETE:
+            study.add_trial(create_trial(state=TrialState.FAIL))
+            continue
         kinds = {**trial.distributions, **({ROW: CategoricalDistribution(rows)} if rows else {})}
-        constraints = trial.constraints or None
         named = sweep.named(trial.params)  # a grid's rows are numbers to Optuna
-        study.add_trial(
-            create_trial(values=trial.values[: len(goals)], params=named, distributions=kinds, constraints=constraints)
-        )
+        values, constraints = trial.values[: len(goals)], trial.constraints or None
+        study.add_trial(create_trial(values=values, params=named, distributions=kinds, constraints=constraints))
     return study
 
 

@@ -112,9 +112,9 @@ def differing(entries: Sequence[Entry]) -> list[str]:
 
 def shared(entries: Sequence[Entry]) -> dict[str, str]:
     """The settings that all runs have in common."""
-    known = [entry.settings for entry in entries if "model" in entry.settings]
-    names = [name for name in (known[0] if known else {}) if name not in differing(entries)]
-    return {name: describe(known[0][name]) for name in names if known[0][name] is not None}
+    known = next((entry.settings for entry in entries if "model" in entry.settings), {})
+    others = differing(entries)
+    return {name: describe(value) for name, value in known.items() if name not in others and value is not None}
 
 
 def metric_columns(members: Iterable[Member]) -> dict[str, tuple[str, str]]:

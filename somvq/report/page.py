@@ -14,7 +14,6 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 
-from somvq import __version__
 from somvq.audit import read_audit
 from somvq.errors import DefinitionError
 from somvq.files import write_whole
@@ -104,7 +103,7 @@ def draw_page(studies: Sequence[OpenStudy], *, brain_images: bool, on_step: OnSt
         plotly=packed_plotly() if figures or curves else "",
         cohorts=len({member.opened.record.cohort_fingerprint for member in members}),
         now=datetime.now(UTC),
-        version=__version__,
+        version=read_audit().versions["somvq"],
         commit=commit(),
         describe=describe,
     )
@@ -161,7 +160,8 @@ def span(values: Sequence[Any]) -> str:
     numbers = [value for value in known if isinstance(value, int | float) and not isinstance(value, bool)]
     if len(numbers) == len(known) > 4:
         return f"{describe(min(numbers))} to {describe(max(numbers))} ({len(numbers)} values)"
-    return ", ".join(describe(value) for value in (sorted(numbers) if len(numbers) == len(known) else known))
+    ordered = sorted(numbers) if len(numbers) == len(known) else sorted(known, key=str)
+    return ", ".join(map(describe, ordered))
 
 
 def pack(text: str) -> str:

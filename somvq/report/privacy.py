@@ -3,6 +3,7 @@
 import re
 import shlex
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -22,17 +23,17 @@ SUBJECT = re.compile(r"\bsub-\w+")
 class Censor:
     """Takes private words out of sentences that a machine or a user wrote."""
 
-    def __init__(self, words: dict[str, str]):
-        known = sorted((word for word in words if is_telling(word)), key=len, reverse=True)
+    def __init__(self, words: dict[str, str], places: Sequence[str] = ()):
         self._words = words
-        self._known = re.compile("|".join(rf"(?<!\w){re.escape(word)}(?!\w)" for word in known) or r"(?!)")
+        self._known = re.compile(any_of([word for word in words if is_telling(word)]) + r"(?!\w)")
+        self._places = re.compile(any_of([place for place in places if len(place) > 1]) + r"""[^\s:;,'")]*""")
 
     def clean(self, text: str) -> str:
         """`text` with what is private in brackets of its kind."""
-        text = self._known.sub(lambda found: self._words[found[0]], ADDRESS.sub("[address]", text))
-        for pattern in (QUOTED_PATH, PATH, SCAN):
+        text = ADDRESS.sub("[address]", text)
+        for pattern in (QUOTED_PATH, self._places, PATH, SCAN):
             text = pattern.sub("[file]", text)
-        return SUBJECT.sub("[subject]", text)
+        return self._known.sub(lambda found: self._words[found[0]], SUBJECT.sub("[subject]", text))
 
     def clean_command(self, command: str) -> str:
         """A command as it was typed, its places by the names of their options: --cohort COHORT."""
@@ -52,6 +53,12 @@ class Censor:
         return " ".join(word if re.fullmatch(r"[\w@%+=:,./\[\]-]+", word) else shlex.quote(word) for word in told)
 
 
+def any_of(words: Sequence[str]) -> str:
+    """A pattern of any of the words, the longest first; of nothing, if there are none."""
+    longest_first = sorted(words, key=len, reverse=True)
+    return rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first)) or '(?!)'})"
+
+
 def is_telling(word: str) -> bool:
     """Whether a word says who or where; a short number would be found in everything."""
     return len(word) >= (4 if word.isdecimal() else 2)
@@ -61,17 +68,16 @@ def censor_of(opened: OpenStudy, status: Status) -> Censor:
     """Who and where the study's own files know of: its subjects, hosts and folders."""
     record = opened.record
     words = {socket.gethostname(): "[host]"}
-    for place in (record.folder, record.scans, record.cohort, Path.home(), Path.cwd()):
-        words[str(place)] = "[folder]"
+    places = [str(place) for place in (record.folder, record.scans, record.cohort, Path.home(), Path.cwd())]
     for trial in status.trials:
         words |= hosts_of(opened, trial.number)
     try:
         index = CohortIndex.model_validate_json((record.cohort / "index.json").read_text())
     except (OSError, ValidationError):  # cleaned away, or of another version: a path's form is known all the same
-        return Censor(words)
+        return Censor(words, places)
     for scan in index.scans:
         words |= {scan.subject: "[subject]", scan.file: "[file]", Path(scan.file).name: "[file]"}
-    return Censor(words)
+    return Censor(words, places)
 
 
 def hosts_of(opened: OpenStudy, number: int) -> dict[str, str]:

@@ -242,8 +242,8 @@ async function drawCharts() {
     for (const each of all("details")) each.open = true;
   });
   if (find("#metric")) {
-    const meanings = Object.fromEntries(all(".definitions div").map((each) => [find("dt", each).textContent, find("dd", each).textContent]));
-    const say = () => { find("#meaning").textContent = meanings[find("#metric").value] ?? ""; };
+    const meanings = Object.fromEntries(all(".definitions div").map((each) => [find("dt", each).textContent, find("dd", each)]));
+    const say = () => find("#meaning").replaceChildren(...(meanings[find("#metric").value]?.cloneNode(true).childNodes ?? []));
     find("#metric").addEventListener("change", () => { say(); draw(find("#curve")); });
     say();
   }
