@@ -483,7 +483,7 @@ def test_of_many_trials_the_best_have_figures(maker: Maker) -> None:
     best = [trial.number for trial in read_status(opened).ranked()[:50]]
     assert [int(n) for n in re.findall(r'<li data-kind="tsne" data-trial="made/(\d+)"', told)] == best
     assert "Figures of the best 50 runs of 60 are shown." in told
-    assert "Of the best 50 trials." in told
+    assert "Only the best 50 trials are drawn." in told
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from somvq.definitions import ROW, Metric
 from somvq.errors import RunError
-from somvq.report.entries import Entry, Member, finite
+from somvq.report.entries import Entry, Member, by_turns, finite
 from somvq.runs import Row
 from somvq.study.tables import COLUMNS
 
@@ -108,7 +108,9 @@ def draw_curves(entries: Sequence[Entry], metrics: Sequence[str]) -> dict[str, d
     """Learning curves of the best runs: metric, run, its epochs and values."""
     wanted = list(dict.fromkeys([*metrics, *COLUMNS, *CURVES]))
     curves: dict[str, dict[str, Any]] = {name: {} for name in wanted}
-    for entry in [entry for entry in entries if entry.trial.same_as is None and entry.trial.epoch][:MOST_CURVES]:
+    trained = [entry for entry in entries if entry.trial.same_as is None and entry.trial.epoch]
+    chosen = by_turns(trained)[:MOST_CURVES]
+    for entry in sorted(chosen, key=trained.index):
         try:
             rows = thin(entry.run.rows())
         except RunError:  # its ledger is damaged, as the notes say

@@ -1,6 +1,7 @@
 """Every trial of the studies that a report is of, best first, and the table of them."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -99,6 +100,16 @@ def make_entry(member: Member, trial: TrialStatus, *, best: bool) -> Entry:
     said += [member.censor.clean(trial.reason)] if trial.reason else []
     said += [f"copied from {trial.copied_from}"] if trial.copied_from else []
     return Entry(member.name, trial, run, {**settings, **trial.params}, best, "; ".join(said))
+
+
+def by_turns(entries: Sequence[Entry]) -> list[Entry]:
+    """The best of each study, then the second of each, and so on: where not all have room, each study has its share."""
+    places: Counter[str] = Counter()
+    turns: dict[str, int] = {}
+    for entry in entries:
+        places[entry.study] += 1
+        turns[entry.label] = places[entry.study]
+    return sorted(entries, key=lambda entry: turns[entry.label])
 
 
 def differing(entries: Sequence[Entry]) -> list[str]:

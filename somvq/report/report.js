@@ -10,7 +10,8 @@ for (const form of all("form.filters")) {
 
 const root = document.documentElement;
 const systemIsDark = matchMedia("(prefers-color-scheme: dark)");
-const isDark = () => (root.dataset.theme ?? (systemIsDark.matches ? "dark" : "light")) === "dark";
+let printing = false; // on white paper
+const isDark = () => !printing && (root.dataset.theme ?? (systemIsDark.matches ? "dark" : "light")) === "dark";
 const themeButton = find("#theme");
 
 function nameTheme() {
@@ -31,6 +32,7 @@ nameTheme();
 
 function colour(name) { // resolved, for plotly.js knows no variables
   const probe = document.body.appendChild(document.createElement("i"));
+  probe.style.colorScheme = isDark() ? "dark" : "light";
   probe.style.color = `var(--${name})`;
   const found = getComputedStyle(probe).color;
   probe.remove();
@@ -153,6 +155,7 @@ for (const link of all("th a[data-trial]")) {
 // Charts: plotly.js and what it draws are unpacked once, and drawn as they come into view
 
 const PALETTE = ["#2a9db0", "#d9730d", "#8a63d2", "#5b8c3a", "#c2417c", "#9a7b2f"];
+const PRINTED = 960; // pixels, of an A4 page on its side
 const CONFIG = { displaylogo: false, responsive: true, displayModeBar: false };
 const drawn = new Map();
 let drawings;
@@ -199,7 +202,7 @@ function recolour(value) {
 function draw(plot) {
   const { data, layout } = plot.id === "curve" ? curveFigure() : drawings.charts[plot.dataset.chart];
   drawn.set(plot, true);
-  return Plotly.react(plot, recolour(data), { ...layout, template: theme(), autosize: true }, CONFIG);
+  return Plotly.react(plot, recolour(data), { ...layout, template: theme(), autosize: !printing, ...(printing && { width: PRINTED }) }, CONFIG);
 }
 
 function curveFigure() {
@@ -238,9 +241,11 @@ async function drawCharts() {
   const plots = all(".plot");
   for (const plot of plots) watcher.observe(plot);
   addEventListener("beforeprint", () => {
-    for (const plot of plots) if (!drawn.has(plot)) draw(plot);
+    printing = true;
+    for (const plot of plots) draw(plot);
     for (const each of all("details")) each.open = true;
   });
+  addEventListener("afterprint", () => { printing = false; redraw(); });
   if (find("#metric")) {
     const meanings = Object.fromEntries(all(".definitions div").map((each) => [find("dt", each).textContent, find("dd", each)]));
     const say = () => find("#meaning").replaceChildren(...(meanings[find("#metric").value]?.cloneNode(true).childNodes ?? []));
