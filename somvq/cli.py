@@ -340,6 +340,8 @@ def compare(
     silence_optuna()
     settings = read_settings(runs=runs, storage=storage)
     opened = [load_study(settings, name, looking=True) for name in dict.fromkeys(studies)]
+    if html and json_:
+        raise DefinitionError("--html and --json: give one of them")
     if html:
         return report_on(opened, html, brain_images=brain_images)
     found = [read_status(study) for study in opened]

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from somvq.report.privacy import Censor
 from somvq.runs import METRICS, Row, Run, describe
 from somvq.study.record import OpenStudy
 from somvq.study.status import ENDED, Status, TrialStatus
-from somvq.study.tables import COLUMNS, cells
+from somvq.study.tables import cells, columns_of
 
 
 @dataclass(frozen=True)
@@ -128,21 +128,14 @@ def shared(entries: Sequence[Entry]) -> dict[str, str]:
     return {name: describe(value) for name, value in known.items() if name not in others and value is not None}
 
 
-def metric_columns(members: Iterable[Member]) -> dict[str, tuple[str, str]]:
-    """What the terminal's leaderboard shows, over all studies: a metric's heading and format."""
-    goals = [name for member in members for name, _ in member.status.goals]
-    others = {name: (name, ".4g") for name in goals if name not in COLUMNS}
-    return {**COLUMNS, **others}
-
-
 def spell(heading: str) -> str:
     """A heading of the terminal's on one line."""
-    return heading.replace("-\n", "").replace("\n", " ")
+    return heading.replace("-\n", "").replace("/\n", "/").replace("\n", " ")
 
 
 def table_columns(members: Sequence[Member], settings: Sequence[str]) -> list[Column]:
     """The leaderboard's headings."""
-    metrics = metric_columns(members)
+    metrics = columns_of(member.status for member in members)
     return [
         Column("trial", "trial", number=True),
         *([Column("study", "study")] if len(members) > 1 else []),
@@ -156,7 +149,7 @@ def table_columns(members: Sequence[Member], settings: Sequence[str]) -> list[Co
 
 def table_cells(entry: Entry, members: Sequence[Member], settings: Sequence[str]) -> dict[str, Cell]:
     """A trial's row of the leaderboard, by column; numbers as the terminal shows them."""
-    trial, metrics = entry.trial, metric_columns(members)
+    trial, metrics = entry.trial, columns_of(member.status for member in members)
     numbers = zip(metrics, cells(trial.row, metrics), strict=True)
     epochs = f"{trial.stage_epochs} + {trial.epochs}" if trial.epochs else ""
     return {
@@ -180,7 +173,7 @@ def setting_cell(value: Any) -> Cell:
 
 def control_cells(row: Row, members: Sequence[Member]) -> dict[str, Cell]:
     """A row of numbers that no trial measured."""
-    metrics = metric_columns(members)
+    metrics = columns_of(member.status for member in members)
     return {name: Cell(text) for name, text in zip(metrics, cells(row, metrics), strict=True)}
 
 

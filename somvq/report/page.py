@@ -24,7 +24,6 @@ from somvq.report.entries import (
     control_cells,
     differing,
     list_entries,
-    metric_columns,
     shared,
     table_cells,
     table_columns,
@@ -36,6 +35,7 @@ from somvq.report.summary import summarise
 from somvq.runs import METRICS, describe
 from somvq.study.record import OpenStudy
 from somvq.study.status import read_status
+from somvq.study.tables import columns_of
 
 HERE = Path(__file__).parent
 OnStep = Callable[[str, int, int], None]
@@ -80,7 +80,8 @@ def draw_page(studies: Sequence[OpenStudy], *, brain_images: bool, on_step: OnSt
         on_step("charts", done, len(members))
         charts[member.name] = draw_charts(member)
     gallery = draw_gallery(entries, brain_images=brain_images, on_step=on_step)
-    curves = draw_curves(entries, list(metric_columns(members)))
+    metrics = columns_of(member.status for member in members)
+    curves = draw_curves(entries, list(metrics))
     figures = {f"{name} {i}": chart.figure for name, drawn in charts.items() for i, chart in enumerate(drawn)}
     return template().render(
         members=members,
@@ -95,11 +96,11 @@ def draw_page(studies: Sequence[OpenStudy], *, brain_images: bool, on_step: OnSt
         charts=charts,
         gallery=gallery,
         brain_images=brain_images,
-        curves={name: METRICS.get(name, "") for name in curves},
+        curves=list(curves),
         most_curves=MOST_CURVES,
         ended_badly=[entry for entry in entries if entry.trial.reason or entry.trial.state in ("failed", "pruned")],
-        definitions={name: METRICS[name] for name in sorted({*metric_columns(members), *curves}) if name in METRICS},
-        packed={"drawings": pack(json.dumps({"charts": figures, "curves": curves}, allow_nan=False))},
+        definitions={name: METRICS[name] for name in sorted({*metrics, *curves}) if name in METRICS},
+        drawings=pack(json.dumps({"charts": figures, "curves": curves}, allow_nan=False)),
         plotly=packed_plotly() if figures or curves else "",
         cohorts=len({member.opened.record.cohort_fingerprint for member in members}),
         now=datetime.now(UTC),
@@ -136,8 +137,10 @@ def list_controls(members: Sequence[Member]) -> list[Control]:
                 told = control_cells(stage.row, members)
                 controls[f"{member.name} {name}"] = Control(kind, member.name, told, str(stage.epochs))
         if member.status.baseline:
+            cohort = member.opened.record.cohort_fingerprint
+            names = [other.name for other in members if other.opened.record.cohort_fingerprint == cohort]
             told = control_cells(member.status.baseline, members)
-            controls[member.opened.record.cohort_fingerprint] = Control("mean image", "", told)
+            controls[cohort] = Control("mean image", ", ".join(names), told)
     return list(controls.values())
 
 

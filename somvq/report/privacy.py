@@ -1,5 +1,6 @@
 """What a report may not name, since labs mail it: people, machines, and where files are."""
 
+import os
 import re
 import shlex
 import socket
@@ -8,6 +9,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from somvq.audit import working_folder
 from somvq.data.cohort import CohortIndex
 from somvq.study.record import OpenStudy
 from somvq.study.status import Status
@@ -68,7 +70,9 @@ def censor_of(opened: OpenStudy, status: Status) -> Censor:
     """Who and where the study's own files know of: its subjects, hosts and folders."""
     record = opened.record
     words = {socket.gethostname(): "[host]"}
-    places = [str(place) for place in (record.folder, record.scans, record.cohort, Path.home(), Path.cwd())]
+    places = [
+        str(place) for place in (record.folder, record.scans, record.cohort, os.path.expanduser("~"), working_folder())
+    ]
     for trial in status.trials:
         words |= hosts_of(opened, trial.number)
     try:

@@ -155,7 +155,7 @@ for (const link of all("th a[data-trial]")) {
 // Charts: plotly.js and what it draws are unpacked once, and drawn as they come into view
 
 const PALETTE = ["#2a9db0", "#d9730d", "#8a63d2", "#5b8c3a", "#c2417c", "#9a7b2f"];
-const PRINTED = 960; // pixels, of an A4 page on its side
+const PRINTED = { width: 960, height: 380 }; // pixels, of an A4 page on its side
 const CONFIG = { displaylogo: false, responsive: true, displayModeBar: false };
 const drawn = new Map();
 let drawings;
@@ -202,7 +202,7 @@ function recolour(value) {
 function draw(plot) {
   const { data, layout } = plot.id === "curve" ? curveFigure() : drawings.charts[plot.dataset.chart];
   drawn.set(plot, true);
-  return Plotly.react(plot, recolour(data), { ...layout, template: theme(), autosize: !printing, ...(printing && { width: PRINTED }) }, CONFIG);
+  return Plotly.react(plot, recolour(data), { ...layout, template: theme(), autosize: !printing, ...(printing && PRINTED) }, CONFIG);
 }
 
 function curveFigure() {
