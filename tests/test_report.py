@@ -34,6 +34,7 @@ from somvq.study.claim import REASON as WHY
 from somvq.study.record import OpenStudy, StudyRecord, create_or_resume
 from somvq.study.status import read_status
 from somvq.study.tables import COLUMNS
+from somvq.tracking.wandb import BRAIN_PICTURES
 
 DOCS = Path(__file__).parents[1] / "docs"
 FIGURES = {  # those of a map's last epoch, as large as they are in a run's folder
@@ -398,7 +399,13 @@ def test_it_is_no_wider_than_a_small_screen_and_prints_what_it_shows(page: Page)
     assert page.evaluate("document.documentElement.scrollWidth") == 1280
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "Skip to the leaderboard"
-    page.emulate_media(media="print")
+    page.locator("#charts .main-svg").first.wait_for()
+    page.emulate_media(media="print", color_scheme="dark")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    plots = page.locator(".plot")
+    assert plots.evaluate_all(
+        "all => all.every(plot => plot.layout.template.layout.paper_bgcolor === 'rgb(255, 255, 255)')"
+    )
     assert not page.locator("nav").is_visible()
     assert page.locator("#trials").is_visible()
 
@@ -419,15 +426,11 @@ def test_a_page_names_nobody_and_no_place_and_runs_no_markup(page: Page, report:
 def test_brain_images_are_left_out_when_asked(maker: Maker) -> None:
     opened = maker.begin()
     draw(maker.add(opened))
-    kinds = set(re.findall(r'<li data-kind="(\w+)"', page_of(opened)))
+    whole, without = page_of(opened), page_of(opened, brain_images=False)
+    kinds = set(re.findall(r'<li data-kind="(\w+)"', whole))
     assert kinds == set(FIGURES)
-    without = page_of(opened, brain_images=False)
-    assert kinds - set(re.findall(r'<li data-kind="(\w+)"', without)) == {
-        "reconstruction",
-        "projection",
-        "decoded_nodes",
-    }
-    assert "contains images of brains" in page_of(opened)
+    assert kinds - set(re.findall(r'<li data-kind="(\w+)"', without)) == BRAIN_PICTURES
+    assert "contains images of brains" in whole
     assert "contains no images of brains" in without
 
 
@@ -570,3 +573,5 @@ def test_studies_are_compared_side_by_side_and_for_scripts(maker: Maker, capsys:
     assert best == [(study["study"], str(study["ranked"][0])) for study in found]
     assert [study["best"] for study in found] == [study["ranked"][0] for study in found]
     assert "the best of each study" not in told("first")
+    with pytest.raises(DefinitionError, match="--html and --json: give one of them"):
+        compare(["first"], html=Path("r.html"), json_=True, runs=maker.settings.runs)
