@@ -318,19 +318,54 @@ def status(
 @app.command()
 def compare(
     studies: Annotated[list[str], typer.Argument(help="Names of studies.")],
+    html: Annotated[
+        Path | None, option(help="Write a report into this .html: one file, for any browser.", unset=False)
+    ] = None,
+    brain_images: Annotated[
+        bool, typer.Option("--brain-images/--no-brain-images", help="Whether the report shows slices of scans.")
+    ] = True,
+    json_: JsonOption = False,
     runs: RunsOption = None,
     storage: StorageOption = None,
 ) -> None:
-    """Print the leaderboard of each study: finished trials, best first, beside the mean image and the auto-encoder."""
+    """Print the leaderboard of each study: finished trials, best first, beside the mean image and the auto-encoder.
+
+    With --html, everything that there is to see of the studies goes into one file instead.
+    """
     from somvq.settings import read_settings
     from somvq.study.record import load_study
     from somvq.study.status import read_status, silence_optuna
-    from somvq.study.tables import leaderboard
+    from somvq.study.tables import best_table, leaderboard
 
     silence_optuna()
     settings = read_settings(runs=runs, storage=storage)
-    for opened in [load_study(settings, name) for name in studies]:
-        plain_console().print(leaderboard(read_status(opened)))
+    opened = [load_study(settings, name, looking=True) for name in dict.fromkeys(studies)]
+    if html and json_:
+        raise DefinitionError("--html and --json: give one of them")
+    if html:
+        return report_on(opened, html, brain_images=brain_images)
+    found = [read_status(study) for study in opened]
+    if json_:
+        print(
+            json.dumps([status.as_json() | {"ranked": [trial.number for trial in status.ranked()]} for status in found])
+        )
+        return
+    for status in found:
+        plain_console().print(leaderboard(status))
+    if len(found) > 1:
+        plain_console().print(best_table(found))
+
+
+def report_on(studies: "list[OpenStudy]", path: Path, *, brain_images: bool) -> None:
+    """Writes the report of `studies`, and says so."""
+    from somvq.report.page import check_place, write_report
+    from somvq.study.foreground import progress_bar
+
+    check_place(path)
+    console = plain_console()
+    with progress_bar(console) as on_step:
+        size = write_report(path, studies, brain_images=brain_images, on_step=on_step)
+    console.print(escape(f"report   {path}: {size / 1e6:.1f} MB; open it in any browser"), soft_wrap=True)
 
 
 @app.command()

@@ -299,7 +299,7 @@ class Run:
             try:
                 self._rows = [json.loads(line) for line in whole_lines(self.ledger)]
             except ValueError as error:
-                raise RunError(f"{self.ledger} is damaged ({error}); restore it, or delete its run's folder") from error
+                raise self.damaged(error) from error
             self._version = version
         return list(self._rows)
 
@@ -314,8 +314,15 @@ class Run:
             return {}
         if len(lines) < 2 or not lines[-1]:  # the tail may begin within the only line
             return (self.rows() or [{}])[-1]
-        last: Row = json.loads(lines[-1])
+        try:
+            last: Row = json.loads(lines[-1])
+        except ValueError as error:
+            raise self.damaged(error) from error
         return last
+
+    def damaged(self, error: ValueError) -> RunError:
+        """What is to be said of a ledger that cannot be read."""
+        return RunError(f"{self.ledger} is damaged ({error}); restore it, or delete its run's folder")
 
     def lengths(self) -> tuple[int, int]:
         """Epochs of the run, and of the auto-encoder that it starts from; cheaper than its whole record."""

@@ -41,6 +41,7 @@ BELOW = {  # what each part may import of ours, beside the ground
     "export": {"evaluation", "training", "models", "figures", "data", "sources"},
     "published": {"models", "codebooks", "initialisers", "data"},
     "storages": {"settings"},
+    "report": {"study", "tracking", "data"},
     "study": {"training", "health", "tracking", "executors", "settings", "storages", "data", "sources"},
 }
 

@@ -43,6 +43,7 @@ def test_the_wheel_holds_code_and_definitions_and_claims_no_name_but_ours(built:
     assert {top for top in tops if not top.endswith(".dist-info")} == {"somvq"}
     for file in [*(ROOT / "sweeps").iterdir(), *(ROOT / "jobs").iterdir()]:
         assert f"somvq/{file.parent.name}/{file.name}" in names
+    assert {f"somvq/report/report.{kind}" for kind in ("html", "css", "js")} <= set(names)
     assert "somvq/py.typed" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
 

@@ -9,6 +9,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from somvq.definitions import Sweep
+from somvq.errors import RunError
 from somvq.runs import FINISHED, Row, Run
 from somvq.settings import mask
 from somvq.study.claim import REASON, SAME_AS
@@ -248,17 +249,25 @@ def follow(status: TrialStatus, run: Run) -> TrialStatus:
         status.epochs, status.stage_epochs = run.lengths()
     except (FileNotFoundError, ValueError):  # not begun, or damaged: its worker says so
         return status
+    try:
+        measured(status, run)
+    except RunError as error:  # its ledger or its state is damaged; the other trials are shown all the same
+        status.reason = str(error)
+    return status
+
+
+def measured(status: TrialStatus, run: Run) -> None:
+    """Adds how far the run is and what it measured; a RunError says that its files do not tell."""
     progress, attempts = run.progress(), run.attempts()
-    status.row = run.last_row()
-    status.epoch = int(status.row.get("epoch", 0))
     status.reason = status.reason or progress.reason
     status.attempts, status.micro_batch = len(attempts), progress.micro_batch
     status.last_outcome = attempts[-1].outcome if attempts else ""
     status.spans = [span(run, attempt) for attempt in attempts]
+    status.row = run.last_row()
+    status.epoch = int(status.row.get("epoch", 0))
     if status.epoch and status.state == "running":
         pace = sum(row["time/epoch_s"] for row in run.rows()) / status.epoch
         status.seconds_left = pace * (status.epochs - status.epoch)
-    return status
 
 
 def silence_optuna() -> None:

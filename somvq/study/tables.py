@@ -1,6 +1,7 @@
 """A study as tables on a terminal: how its trials go, and how they rank."""
 
 import time
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -109,8 +110,7 @@ def leaderboard(status: Status) -> Table:
     aim = ", ".join(f"{goal} {metric}" for metric, goal in status.goals)
     title = f"{status.study}: {aim} on the validation set"
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
-    others = {name: (name.replace("/", "/\n"), ".4g") for name, _ in status.goals if name not in COLUMNS}
-    columns = {**COLUMNS, **others}
+    columns = columns_of([status])
     for heading in ("trial", *(heading for heading, _ in columns.values()), "epochs\nAE + own"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("settings", style="cyan")
@@ -131,6 +131,32 @@ def leaderboard(status: Status) -> Table:
     if status.baseline:
         table.add_row("mean", *cells(status.baseline, columns), "", "mean of the training set", style="dim")
     return table
+
+
+def best_table(found: Sequence[Status]) -> Table:
+    """The best trial of each study, one below the other."""
+    title = "the best of each study"
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    columns = columns_of(found)
+    table.add_column("study", no_wrap=True)
+    for heading in ("trial", *(heading for heading, _ in columns.values())):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("settings", style="cyan")
+    for status in found:
+        best = status.best(feasible=True) or status.best(feasible=False)
+        if best:
+            row = (str(best.number), *cells(best.row, columns), describe_params(best.params))
+            table.add_row(status.study, *row)
+        else:
+            table.add_row(status.study, "", *[""] * len(columns), "no finished trial yet", style="dim")
+    return table
+
+
+def columns_of(found: Iterable[Status]) -> dict[str, tuple[str, str]]:
+    """COLUMNS, and those goals of the studies that are not among them."""
+    goals = [name for status in found for name, _ in status.goals]
+    others = {name: (name.replace("/", "/\n"), ".4g") for name in goals if name not in COLUMNS}
+    return {**COLUMNS, **others}
 
 
 def cells(row: Row, columns: dict[str, tuple[str, str]]) -> list[str]:
