@@ -13,7 +13,7 @@ from somvq import audit as audit_module
 from somvq.audit import COMMAND, Audit, Checkout, Device, read_audit, read_checkout, read_checkouts, read_device
 from somvq.config import RunConfig
 from somvq.runs import Run, RunRecord
-from somvq.tracking.wandb import _config
+from somvq.tracking.contents import config_of
 
 ROOT = Path(__file__).parents[1]
 MARKER = "marker-0666"
@@ -226,7 +226,7 @@ def test_nothing_of_an_audit_leaves(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "run", a_record(tmp_path, told))
     run.note_device(CPU.model_copy(update={"name": MARKER}))
     assert (run.folder / "config.json").read_text().count(MARKER) == 10
-    assert MARKER not in json.dumps(_config(run.record))
+    assert MARKER not in json.dumps(config_of(run.record))
 
 
 def test_an_audit_is_read_once_by_a_process() -> None:
