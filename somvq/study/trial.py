@@ -180,9 +180,9 @@ class Conductor:
         finally:
             if child.poll() is None:  # something unforeseen: nothing may go on without its worker
                 child_process.end(child)
-            ending: State = outcome if outcome in FINISHED else "interrupted"
-            self.tracker.finish(ending)
-            self.page_says = ending if run.folder == self.claim.run.folder else self.page_says
+            said: State = outcome if outcome in FINISHED else "interrupted"
+            self.tracker.finish(said)
+            self.page_says = said if run.folder == self.claim.run.folder else self.page_says
             if lease.held():
                 told = {"ended": clock(run.folder), "outcome": outcome, "epochs": len(run.rows()) - before}
                 run.note_attempt(noted.model_copy(update={**told, "reason": run.progress().reason}))
