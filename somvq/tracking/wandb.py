@@ -54,6 +54,10 @@ class NoCredentials(Exception):
     """W&B was to be online, and there is no API key: wandb would ask for one, and wait for the answer."""
 
 
+class Refused(Exception):
+    """W&B's server answered that it does not take the run's rows."""
+
+
 class LeftAlone(Exception):
     """W&B made this worker wait in vain a moment ago."""
 
@@ -128,6 +132,29 @@ class WandbTracker(Tracker):
             if not told:
                 now = time.monotonic()
                 self._asked_again = now + (now - began) / COST
+
+
+class Said:
+    """What wandb prints, if it were not silent: nowhere else does it say that rows were refused."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def info(self, line: str) -> None:
+        """Of no interest."""
+
+    def warning(self, line: str) -> None:
+        """Keeps `line`."""
+        self.lines.append(line)
+
+    error = warning
+
+    def refusal(self) -> bool:
+        """Whether a server has refused rows of this page."""
+        return any("Fatal error" in line for line in self.lines)
+
+
+_said = Said()
 
 
 class Projection:
@@ -230,6 +257,8 @@ class Projection:
         if exit_code == TERMINATED and self._tracked.mode == "online":
             page.mark_preempting()
         page.finish(exit_code=exit_code)
+        if _said.refusal():
+            raise Refused  # finish is silent about it
         self._note()  # no longer behind, even where there was no row left to tell
 
     def _give_up(self, error: Exception) -> None:
@@ -280,6 +309,8 @@ def open_page(run: Run, mode: Literal["online", "offline"], options: Options) ->
         settings=_settings(**PRIVATE, **_bounds(options)),
     )
     page.define_metric("*", step_metric="epoch")
+    _said.lines.clear()
+    wandb.termsetup(silent, _said)
     return page
 
 
@@ -290,7 +321,7 @@ def _bounds(options: Options) -> dict[str, Any]:
         "finish_timeout": options.finish_timeout_s,  # seconds; wandb itself would wait for ever
         "finish_timeout_raises": True,
         "stop_fn": lambda: None,  # W&B's stop button would interrupt this whole process, a worker
-        "x_transaction_log_flush_interval": 0.1,  # seconds of rows that a kill may lose; wandb's own are 15
+        "x_transaction_log_flush_interval": 0.5,  # seconds of rows that a kill may lose; wandb's own are 15
     }
 
 
