@@ -20,10 +20,12 @@ import numpy as np
 import pytest
 from fake_wandb import FakeWandb
 from followers import POISON, ROOT, Worker
+from labs import Lab
 from PIL import Image
 
 from somvq.audit import Device
 from somvq.config import RunConfig
+from somvq.data.cohort import Cohort
 from somvq.files import write_json
 from somvq.runs import METRICS, UNITS, Run, RunRecord
 from somvq.tracking import ALIASES, DEFAULT_BASE_URL, Tracker, build_tracker, resolve
@@ -363,6 +365,25 @@ def test_an_online_page_goes_on_where_the_server_is(home: Path, server: FakeWand
     assert page["exit_code"] == 0
 
 
+def test_a_run_killed_on_one_machine_goes_on_at_another_with_each_epoch_once(
+    tmp_path: Path, home: Path, server: FakeWandb
+) -> None:
+    run, elsewhere = make_run(tmp_path, epochs=3), tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    killed = Worker(home, url=server.url, key=KEY)
+    killed.follow(run)
+    until(lambda: Tracked.read(run).epoch == 3)
+    killed.process.kill()
+    killed.process.communicate()
+    train(run, range(4, 6))
+    with worker(elsewhere, url=server.url, key=KEY) as tracking:
+        tracking.follow(run)
+        tracking.finish("complete")
+    (page,) = server.runs.values()
+    assert [(row["_step"], row["epoch"]) for row in page["history"]] == [(epoch, epoch) for epoch in range(1, 6)]
+    assert (page["exit_code"], Tracked.read(run)) == (0, Tracked(epoch=5, mode="online"))
+
+
 FAULTS = [
     ("down", True),
     ("hangs", True),
@@ -514,3 +535,51 @@ def test_wandb_is_not_imported_before_a_run_is_followed() -> None:
     )
     printed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True, check=True).stdout
     assert printed == "False\n"
+
+
+@pytest.fixture
+def lab(tmp_path: Path, tiny_scans: Path, tiny_cohort: Cohort, server: FakeWandb) -> Iterator[Lab]:
+    folder = tmp_path / "lab"
+    folder.mkdir()
+    lab = Lab(folder, tiny_scans, tiny_cohort.folder.parent.parent)
+    lab.environment |= {
+        "HOME": str(folder),
+        "WANDB_BASE_URL": server.url,
+        "WANDB_API_KEY": KEY,
+        "SOMVQ_WANDB": "online",
+    }
+    yield lab
+    lab.end()
+
+
+@pytest.mark.slow
+def test_a_page_says_how_its_trial_ended_also_where_that_was_decided_after_its_last_attempt(
+    lab: Lab, server: FakeWandb
+) -> None:
+    fates = {"0000": {"raise": "bug", "at": 2}, "0001": {"raise": "segfault", "at": 1}}
+    lab.plan(epoch_s=0.2, trials=fates)
+    lab.run("sweep", "tiny", "--trials", "3", status=1)
+    pages = [server.runs[lab.run_of(number).record.wandb_id] for number in range(3)]
+    assert [page["exit_code"] for page in pages] == [1, 1, 0]
+    assert [len(page["history"]) for page in pages] == [1, 0, 4]
+    assert [page["config"]["model"]["value"] for page in pages] == ["psom"] * 3
+    summaries = [b'"trial/error":"ValueError"', b'"trial/error":"Killed"', b'"trial/attempts":3']
+    for words in summaries:
+        assert any(words in body.replace(b": ", b":") for body in server.bodies), words
+    assert not any(b"a bug" in body for body in server.bodies)
+    assert "W&B" not in lab.run("status", "tiny")
+
+
+@pytest.mark.slow
+def test_trials_reach_their_last_epochs_in_time_with_a_server_that_hangs(lab: Lab, server: FakeWandb) -> None:
+    lab.plan(epoch_s=0.5)
+    server.hangs = True
+    began = time.monotonic()
+    lab.run("sweep", "tiny", "--trials", "2")
+    assert time.monotonic() - began < 2 * 4 * 0.5 + 5 + 15  # one wait, and what processes need to begin
+    for number in range(2):
+        rows = lab.run_of(number).rows()
+        assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+        assert all(row["time/epoch_s"] < 0.55 for row in rows)
+        assert Tracked.read(lab.run_of(number)).behind
+    assert "W&B" in lab.run("status", "tiny")
