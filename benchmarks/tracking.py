@@ -77,6 +77,8 @@ class Seen:
     cpu_begin: float = 0.0  # until the first epoch was told
     cpu_epoch: float = 0.0  # an epoch after that
     cpu_end: float = 0.0
+    files: int = 0  # at the server
+    megabytes: float = 0.0
 
 
 def cpu_s(*pids: int) -> float:
@@ -121,6 +123,7 @@ def train(folder: Path, cohort: Cohort, epochs: int, condition: Condition) -> Se
             tracking.process.kill()
             tracking.process.communicate()
     assert [row["epoch"] for row in run.rows()] == list(range(1, epochs + 1)), condition.name
+    seen.files, seen.megabytes = len(server.files), sum(map(len, server.files.values())) / 1e6
     seen.epochs = [row["time/epoch_s"] for row in run.rows()[FALLS_SICK:]]
     return seen
 
@@ -179,6 +182,7 @@ def cost(name: str, runs: list[Seen]) -> Table:
     table.add_row(f"an epoch of {epoch_s:.2f} s", f"{each:.4f}", f"{each / epoch_s:.2%}")
     table.add_row(f"begin and first {FALLS_SICK} epochs, once", f"{median([run.cpu_begin for run in runs]):.2f}", "")
     table.add_row("end, once", f"{median([run.cpu_end for run in runs]):.2f}", "")
+    table.add_row("files at the server", f"{runs[0].files}", f"{runs[0].megabytes:.2f} MB in all")
     return table
 
 
