@@ -1,9 +1,10 @@
 """What tracking costs a trial of the demo: CPU beside its epochs, and its pace and its end with a sick server.
 
-    python benchmarks/tracking.py [--epochs 12] [--rounds 3] [--long 40] [--only WORD]
+    python benchmarks/tracking.py [--light 0.5] [--epochs 12] [--rounds 3] [--long 40] [--only WORD]
 
 Training is real, in a process of its own, as under a worker; the process that tracks is another, the server a third
 (tests/fake_wandb.py). Conditions take turns, round after round, so that what else the machine does falls on all alike.
+With --light, epochs sleep for so many seconds: what tracking computes meanwhile is all that it can take from training.
 """
 
 import argparse
@@ -25,6 +26,7 @@ sys.path.append(str(Path(__file__).parent.parent / "tests"))
 
 from fake_wandb import FakeWandb
 from followers import Worker
+from standin import Asleep
 
 from somvq.config import CohortSettings, RunConfig
 from somvq.data.cache import prepare_cohort
@@ -83,7 +85,8 @@ class Seen:
 
 def cpu_s(*pids: int) -> float:
     """Seconds that processes have computed, in all their threads."""
-    stats = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in pids]
+    files = [Path(f"/proc/{pid}/stat") for pid in pids]
+    stats = [file.read_text().rpartition(")")[2].split() for file in files if file.exists()]
     return sum(int(stat[11]) + int(stat[12]) for stat in stats) / os.sysconf("SC_CLK_TCK")
 
 
@@ -100,12 +103,22 @@ def make_run(folder: Path, cohort: Cohort, epochs: int) -> Run:
     return Run.create(folder, record)
 
 
-def wait_for(run: Run, epoch: int, child: "subprocess.Popen[bytes]") -> None:
+def start(folder: Path, epochs: int, light_s: float) -> "subprocess.Popen[bytes] | Asleep":
+    """The training of the run at `folder`, by itself."""
+    if light_s:
+        Asleep.seconds = light_s * epochs
+        return Asleep(folder, folder / "attempts.log")
+    command = [sys.executable, "-m", "somvq.study.attempt", str(folder), str(os.getpid())]
+    with (folder / "attempts.log").open("wb") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log, env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ})
+
+
+def wait_for(run: Run, epoch: int, child: "subprocess.Popen[bytes] | Asleep") -> None:
     while len(run.rows()) < epoch and child.poll() is None:
         time.sleep(0.02)
 
 
-def train(folder: Path, cohort: Cohort, epochs: int, condition: Condition) -> Seen:
+def train(folder: Path, cohort: Cohort, epochs: int, condition: Condition, light_s: float = 0.0) -> Seen:
     """One run from its start to the end of its tracking."""
     run, home = make_run(folder, cohort, epochs), folder.parent
     with FakeWandb() as server:
@@ -114,10 +127,7 @@ def train(folder: Path, cohort: Cohort, epochs: int, condition: Condition) -> Se
         tracking = Worker(home, url=server.url, key=condition.key, poll_s=1.0) if condition.tracked else None
         if tracking:
             tracking.follow(run)
-        command = [sys.executable, "-m", "somvq.study.attempt", str(folder), str(os.getpid())]
-        environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
-        with (folder / "attempts.log").open("wb") as log:
-            child = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        child = start(folder, epochs, light_s)
         seen = follow(run, child, condition, server, tracking)
         if tracking:
             tracking.process.kill()
@@ -129,7 +139,11 @@ def train(folder: Path, cohort: Cohort, epochs: int, condition: Condition) -> Se
 
 
 def follow(
-    run: Run, child: "subprocess.Popen[bytes]", condition: Condition, server: FakeWandb, tracking: Worker | None
+    run: Run,
+    child: "subprocess.Popen[bytes] | Asleep",
+    condition: Condition,
+    server: FakeWandb,
+    tracking: Worker | None,
 ) -> Seen:
     """Has it befall, and measures."""
     seen = Seen([])
@@ -144,13 +158,11 @@ def follow(
             setattr(server, condition.fault, condition.so)
     child.wait()
     if tracking:
-        whole = not condition.core and not condition.fault
-        if whole:
-            time.sleep(2.5)  # the last rows are read once a second
-            before_end = cpu_s(*pids)
-            seen.cpu_epoch = (before_end - seen.cpu_begin) / (run.record.config.epochs - FALLS_SICK)
+        time.sleep(2.5)  # the last rows are read once a second
+        before_end = cpu_s(*pids)
+        seen.cpu_epoch = (before_end - seen.cpu_begin) / (run.record.config.epochs - FALLS_SICK)
         seen.wait = tracking.finish("complete", None)
-        seen.cpu_end = cpu_s(*pids) - before_end if whole else 0.0
+        seen.cpu_end = cpu_s(*pids) - before_end
     return seen
 
 
@@ -161,14 +173,14 @@ def median(values: list[float]) -> float:
 def pace(seen: dict[str, list[Seen]]) -> Table:
     """Epochs and ends under each condition."""
     table = Table(title="Under failures", title_justify="left")
-    for heading in ("W&B", "median epoch, s", "against none", "wait at the end, s"):
+    for heading in ("W&B", "median epoch, s", "against none", "CPU of tracking, s an epoch", "wait at the end, s"):
         table.add_column(heading)
     base = seen["no tracking"]
     for name, runs in seen.items():
         epochs = [s for run in runs for s in run.epochs]
         ratios = [median(run.epochs) / median(other.epochs) for run, other in zip(runs, base, strict=True)]
-        waits = [run.wait for run in runs]
-        table.add_row(name, f"{median(epochs):.3f}", f"{median(ratios):.3f}", f"{median(waits):.1f}")
+        wait, cpu = median([run.wait for run in runs]), median([run.cpu_epoch for run in runs])
+        table.add_row(name, f"{median(epochs):.3f}", f"{median(ratios):.3f}", f"{cpu:.4f}", f"{wait:.1f}")
     return table
 
 
@@ -192,6 +204,7 @@ def main() -> None:
     asked.add_argument("--epochs", type=int, default=12)
     asked.add_argument("--rounds", type=int, default=3)
     asked.add_argument("--long", type=int, default=40, help="epochs of the runs whose CPU is measured")
+    asked.add_argument("--light", type=float, default=0.0, help="seconds of epochs that only sleep")
     asked.add_argument("--only", default="", help="conditions that have this word, and no tracking")
     given = asked.parse_args()
     chosen = [c for c in CONDITIONS if given.only in c.name or not c.tracked]
@@ -207,7 +220,7 @@ def main() -> None:
         seen: dict[str, list[Seen]] = {condition.name: [] for condition in chosen}
         for _ in range(given.rounds if given.epochs else 0):
             for condition in chosen:
-                seen[condition.name].append(train(new("run"), cohort, given.epochs, condition))
+                seen[condition.name].append(train(new("run"), cohort, given.epochs, condition, given.light))
         console.print(pace(seen) if given.epochs else "")
 
 
