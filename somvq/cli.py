@@ -14,6 +14,7 @@ from rich.console import Console
 from somvq import __version__
 from somvq.errors import DefinitionError, SomvqError
 from somvq.options import (
+    BrainImagesOption,
     CohortArgument,
     CohortOption,
     GpuHoursOption,
@@ -144,6 +145,7 @@ def sweep(
     runs: RunsOption = None,
     storage: StorageOption = None,
     wandb: WandbOption = None,
+    upload_brain_images: BrainImagesOption = None,
 ) -> int:
     """Search a space: train trials until the study has all it should.
 
@@ -156,7 +158,9 @@ def sweep(
     from somvq.study.space import override
 
     console = plain_console()
-    settings = read_settings(cohort=cohort, runs=runs, storage=storage, wandb=wandb)
+    settings = read_settings(
+        cohort=cohort, runs=runs, storage=storage, wandb=wandb, upload_brain_images=upload_brain_images
+    )
     file = find_definition("sweeps", name)
     searched = override(read_sweep(file), parse_settings(set_ or []))
     if stop:
@@ -182,6 +186,7 @@ def train(
     cohort: CohortOption = None,
     runs: RunsOption = None,
     wandb: WandbOption = None,
+    upload_brain_images: BrainImagesOption = None,
 ) -> int:
     """Train one model: a study of a single trial, named by its settings, so that running it again resumes it."""
     from somvq.config import RunConfig, signature
@@ -194,7 +199,7 @@ def train(
     if model not in models:
         raise DefinitionError(f"no model is called '{model}'; {did_you_mean(model, models)}")
     console = plain_console()
-    settings = read_settings(cohort=cohort, runs=runs, wandb=wandb)
+    settings = read_settings(cohort=cohort, runs=runs, wandb=wandb, upload_brain_images=upload_brain_images)
     metric = Metric(name="val/ssim", goal="maximize")
     one = Sweep(name=model, method="random", metric=metric, parameters={"model": Parameter(value=model)})
     asked = parse_settings(set_ or [])
@@ -222,12 +227,13 @@ def resume(
     runs: RunsOption = None,
     storage: StorageOption = None,
     wandb: WandbOption = None,
+    upload_brain_images: BrainImagesOption = None,
 ) -> int:
     """Go on with a study, as it was begun."""
     from somvq.settings import read_settings
     from somvq.study import foreground
 
-    settings = read_settings(runs=runs, storage=storage, wandb=wandb)
+    settings = read_settings(runs=runs, storage=storage, wandb=wandb, upload_brain_images=upload_brain_images)
     place = choose_place(job, workers, per_gpu)
     limits = choose_limits(hours, gpu_hours)
     total = None if trials is None else at_least_one("--trials", trials)
@@ -538,12 +544,14 @@ def worker(
     runs: RunsOption = None,
     storage: StorageOption = None,
     wandb: WandbOption = None,
+    upload_brain_images: BrainImagesOption = None,
 ) -> int:
     """Take trials of a study until none is left; start one for each GPU, from any shell that sees its folder."""
     from somvq.settings import read_settings
     from somvq.study.worker import work
 
-    return work(read_settings(runs=runs, storage=storage, wandb=wandb), study, parent)
+    settings = read_settings(runs=runs, storage=storage, wandb=wandb, upload_brain_images=upload_brain_images)
+    return work(settings, study, parent)
 
 
 @app.command()

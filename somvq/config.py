@@ -66,7 +66,7 @@ class RunConfig(Frozen):
     What the model makes no use of is None; what it uses and nobody gave has the model's default in its reading.
     """
 
-    model: Model
+    model: Model = Field(description="ae, vae, vqvae, som or psom")
     reading: Reading = Field("corrected", description="what the paper's code did (published) or its sources mean")
     init: Init = Field("random", description="where weights and codes start")
     latent: Literal["plain", "continuous"] | None = Field(
@@ -100,17 +100,17 @@ class RunConfig(Frozen):
         None, description="codes exchange nodes where that makes neighbours of those nearest to the same tokens"
     )
     kl: NonNegative | None = Field(None, description="weight of the KL of a continuous latent")
-    epochs: Annotated[int, Field(ge=1)] = 40
+    epochs: Annotated[int, Field(ge=1)] = Field(40, description="passes over the training set")
     ae_epochs: Annotated[int, Field(ge=1)] = Field(80, description="epochs of the shared auto-encoder that init needs")
     batch_size: Annotated[int, Field(ge=1)] = Field(32, description="scans a step, at most; see batch_size below")
-    learning_rate: Positive = 0.005
+    learning_rate: Positive = Field(0.005, description="of Adam")
     schedule: Literal["constant", "cosine"] = Field(
         "constant", description="cosine: the rate rises for an eighth of the run, then falls to 0"
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 on a GPU, else float32"
     )
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="decides all that is random in the run")
 
     @field_validator("grid", mode="before")
     @classmethod

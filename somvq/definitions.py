@@ -213,6 +213,7 @@ class Sweep(Frozen):
     rows: dict[str, dict[str, Scalar]] = Field(default_factory=dict)
     run_cap: Annotated[int, Field(ge=1)] | None = None
     early_terminate: EarlyTermination | None = None
+    upload_brain_images: bool = False  # whether W&B gets pictures that show brains
 
     @model_validator(mode="before")
     @classmethod

@@ -40,6 +40,15 @@ StorageOption = Annotated[
 WandbOption = Annotated[
     str | None, option(help="auto, online, offline or disabled.", unset="auto: online if there is a key", panel=PLACE)
 ]
+BrainImagesOption = Annotated[
+    bool | None,
+    option(
+        "--upload-brain-images",
+        help="Send W&B the pictures that show brains, too: slices, and what nodes decode to.",
+        unset="they stay",
+        panel=PLACE,
+    ),
+]
 SetOption = Annotated[
     list[str] | None,
     option(

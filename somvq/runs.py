@@ -124,6 +124,20 @@ METRICS = {
     **SURVEY_OF_MAPS,
     "time/epoch_s": "seconds of the epoch, validation included",
 }
+UNITS = {  # of those keys that have one; a null has its metric's, all others are plain numbers
+    **{f"{split}/{name}": "nat" for split in ("train", "val") for name in ("kl", "hardening")},
+    "val/psnr": "dB",
+    "val/psnr_max": "dB",
+    **{f"codebook/{name}": "codes" for name in ("used", "dead", "used_per_scan", "perplexity")},
+    **{f"codebook/{name}": "codes" for name in ("used_brain", "used_brain_per_scan")},
+    "time/epoch_s": "s",
+    "epoch": "epoch",
+}
+
+
+def unit_of(key: str) -> str:
+    """The unit of a metric; 1 if it has none."""
+    return UNITS.get(key.removesuffix("_null").removesuffix("_q"), "1")
 
 
 def metrics_table() -> str:
@@ -134,10 +148,12 @@ def metrics_table() -> str:
     return "\n".join(lines) + "\n"
 
 
-def rows_of(definitions: dict[str, str]) -> list[str]:
+def rows_of(definitions: dict[str, str], *, units: bool = True) -> list[str]:
     """A Markdown table."""
-    rows = [f"| `{name}` | {words.replace('||', '&#124;&#124;')} |" for name, words in definitions.items()]
-    return ["| key | what it is |", "|---|---|", *rows]
+    cells = [(f"`{key}`", *([unit_of(key)] if units else []), words) for key, words in definitions.items()]
+    head = ("key", *(["unit"] if units else []), "what it is")
+    rows = ["| " + " | ".join(cell.replace("|", "&#124;") for cell in row) + " |" for row in (head, *cells)]
+    return [rows[0], "|" + "---|" * len(head), *rows[1:]]
 
 
 def why_not_measured(metric: str, config: RunConfig) -> str:
@@ -166,6 +182,7 @@ class Progress(BaseModel):
     model_config = ConfigDict(extra="ignore")
     state: State = "waiting"
     reason: str = ""
+    error: str = ""  # class of what a failed run failed of: its reason may name a file
     attempts: int = 0
     updated: float = 0.0
     micro_batch: Annotated[int, Field(ge=1)] | None = None  # scans in memory at once; none: the whole batch
@@ -278,10 +295,11 @@ class Run:
         except ValueError as error:
             raise RunError(f"{path} is damaged; delete it, and its run goes on from its checkpoint") from error
 
-    def set_state(self, state: State, reason: str = "", *, new_attempt: bool = False) -> None:
+    def set_state(self, state: State, reason: str = "", *, error: str = "", new_attempt: bool = False) -> None:
         """Writes state.json."""
         before = self.progress()
-        now = {"state": state, "reason": reason, "attempts": before.attempts + new_attempt, "updated": time.time()}
+        now: dict[str, Any] = {"state": state, "reason": reason, "error": error, "updated": time.time()}
+        now["attempts"] = before.attempts + new_attempt
         write_json(self.folder / "state.json", before.model_copy(update=now).model_dump())
 
     def set_micro_batch(self, scans: int) -> None:

@@ -32,6 +32,7 @@ class Settings(BaseSettings):
         "postgresql://USER@HOST/DATABASE; none: study.db in the study's folder",
     )
     wandb: WandbMode = Field("auto", description="auto: online where there is a key, else offline")
+    upload_brain_images: bool = Field(False, description="whether W&B gets pictures that show brains, too")
     wandb_project: str = Field("somvq", description="W&B project of new studies")
     wandb_entity: str | None = Field(None, description="W&B user or team of new studies; none: your own")
 

@@ -31,7 +31,9 @@ class FakeWandb:
         self.bodies: list[bytes] = []  # of all requests, after their addresses and headers
         self.views: dict[str, dict[str, Any]] = {}  # saved pages by id
         self.down = False  # answers 500 to all
+        self.refuses = 0  # or this status
         self.hangs = False  # answers nothing
+        self.gone = False  # hangs up
         self._http = Server(("127.0.0.1", 0), self._handler())
         self.url = f"http://127.0.0.1:{self._http.server_port}"
 
@@ -57,9 +59,12 @@ class FakeWandb:
                 server.bodies.append(f"{self.path}\n{self.headers}\n".encode() + body)
                 while server.hangs:
                     time.sleep(0.05)
-                content = {} if server.down else server.respond(self.path, body)
-                reply = json.dumps(content).encode()
-                self.send_response(500 if server.down else 200)
+                if server.gone:
+                    self.close_connection = True
+                    return
+                status = 500 if server.down else server.refuses or 200
+                reply = json.dumps(server.respond(self.path, body) if status == 200 else {}).encode()
+                self.send_response(status)
                 self.send_header("Content-Length", str(len(reply)))
                 self.end_headers()
                 self.wfile.write(reply)

@@ -451,6 +451,7 @@ CHANGES: dict[str, tuple[dict[str, object], dict[str, object], str]] = {  # para
     "a monitor": ({}, {"monitor": ERROR}, "+monitor was absent, is minimize map/topographic_error"),
     "a cap": ({}, {"run_cap": 80}, "+run_cap was absent, is 80"),
     "a description": ({}, {"description": "mine"}, "+description was absent, is 'mine'"),
+    "brains on W&B": ({}, {"upload_brain_images": True}, "+upload_brain_images was absent, is true"),
 }
 
 

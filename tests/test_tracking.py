@@ -1,5 +1,7 @@
 """W&B's view of a run: everything that may leave, once, and never at the cost of the run."""
 
+import base64
+import getpass
 import json
 import os
 import signal
@@ -17,69 +19,27 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 from fake_wandb import FakeWandb
+from followers import POISON, ROOT, Worker
+from labs import Lab
 from PIL import Image
 
+from somvq.audit import Device
 from somvq.config import RunConfig
+from somvq.data.cohort import Cohort
 from somvq.files import write_json
-from somvq.runs import Run, RunRecord
+from somvq.runs import METRICS, UNITS, Run, RunRecord
 from somvq.tracking import ALIASES, DEFAULT_BASE_URL, Tracker, build_tracker, resolve
-from somvq.tracking.wandb import Tracked
+from somvq.tracking.contents import BRAIN_PICTURES, PICTURES, contents_table, pictures_of
+from somvq.tracking.wandb import Tracked, patience_s
 
-ROOT = Path(__file__).parents[1]
-POISON = "sub-0666-Doe"  # names a person: in every path that a run knows
+FIGURE_EPOCHS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # gallery.py's, which loads torch
 KEY = "0123456789" * 4
-WORKER = """
-import json, sys, time
-from pathlib import Path
-from somvq.runs import Run
-from somvq.tracking import resolve
-from somvq.tracking.wandb import WandbTracker
-
-tracker = WandbTracker(resolve("auto"), **json.loads(sys.argv[1]))
-for line in sys.stdin:
-    command, argument, *timeout = json.loads(line)
-    start = time.monotonic()
-    if command == "follow":
-        tracker.follow(Run(Path(argument)))
-    else:
-        tracker.finish(argument, **dict(zip(["timeout_s"], timeout)))
-    print(time.monotonic() - start, flush=True)
+REFUSALS = (403, 404, 429)
+REAL = """
+method: random
+metric: {name: val/ssim, goal: maximize}
+parameters: {model: {value: psom}, grid: {value: 4x4}, epochs: {value: 2}}
 """
-
-
-class Worker:
-    """A process that tracks runs, as a worker does; it is told what to do, and answers with the seconds it took."""
-
-    def __init__(self, home: Path, *, url: str = "http://127.0.0.1:9", key: str = "", **options: Any):
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
-        environment |= {"HOME": str(home), "PYTHONPATH": str(ROOT), "WANDB_BASE_URL": url, "WANDB_API_KEY": key}
-        self.process = subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", WORKER, json.dumps({"poll_s": 0.1} | options)],
-            env=environment,
-            cwd=home,
-            text=True,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-
-    def follow(self, run: Run) -> float:
-        return self._tell("follow", str(run.folder))
-
-    def finish(self, *arguments: Any) -> float:
-        return self._tell("finish", *arguments)
-
-    def _tell(self, *command: Any) -> float:
-        assert self.process.stdin
-        assert self.process.stdout
-        self.process.stdin.write(json.dumps(command) + "\n")
-        self.process.stdin.flush()
-        return float(self.process.stdout.readline() or "nan")
-
-    def core(self) -> int:
-        """The process id of wandb-core."""
-        children = Path(f"/proc/{self.process.pid}/task").glob("*/children")
-        return next(int(child) for file in children for child in file.read_text().split())
 
 
 @contextmanager
@@ -146,16 +106,17 @@ def pages(run: Run) -> list[Page]:
     return found
 
 
-def make_run(folder: Path, epochs: int = 0) -> Run:
+def make_run(folder: Path, epochs: int = 0, *, epochs_of_run: int = 40) -> Run:
     """A run in a folder that names a person, `epochs` into its training."""
     record = RunRecord(
-        config=RunConfig(model="psom"),
+        config=RunConfig(model="psom", epochs=epochs_of_run),
         cohort=folder / "cohort",
         cohort_fingerprint="c0ffee",
         study="psom",
         name="psom t0007",
         wandb_id="psom-abc123-t0007",
-        versions={"torch": "2.6.0"},
+        versions={"somvq": "0.9", "torch": "2.6.0"},
+        devices=(Device(name="a GPU", capability="9.0", threads=1),),
     )
     run = Run.create(folder / POISON, record)
     train(run, range(1, epochs + 1))
@@ -164,7 +125,7 @@ def make_run(folder: Path, epochs: int = 0) -> Run:
 
 def train(run: Run, epochs: range) -> None:
     for epoch in epochs:
-        for name in ("codes", "reconstruction"):
+        for name in ("codebook_grid", "reconstruction"):
             Image.fromarray(drawing(epoch)).save(run.figure(name, epoch))
         run.append({"epoch": epoch, "val/ssim": epoch / 10, "train/loss": 1 / epoch})
 
@@ -227,10 +188,11 @@ def test_a_page_says_what_the_run_is_and_how_it_ended(followed: Run) -> None:
 def test_a_picture_arrives_as_it_was_drawn(followed: Run) -> None:
     (page,) = pages(followed)
     for epoch, row in page.rows.items():
-        (file,) = followed.folder.glob(f"wandb/offline-run-*/files/{row['media/codes/path']}")
+        (file,) = followed.folder.glob(f"wandb/offline-run-*/files/{row['media/codebook_grid/path']}")
         arrived = np.asarray(Image.open(file))
         assert arrived.max() > 100, "black"
         np.testing.assert_array_equal(arrived, drawing(epoch))
+        assert file.read_bytes() == followed.figure("codebook_grid", epoch).read_bytes()
 
 
 def test_a_brain_leaves_only_when_the_user_says_so(followed: Run, home: Path) -> None:
@@ -248,7 +210,7 @@ def test_a_second_attempt_repeats_no_epoch_and_leaves_none_out(home: Path) -> No
     killed = Worker(home)
     killed.follow(run)
     until(lambda: Tracked.read(run).epoch == 3)
-    time.sleep(0.3)  # wandb-core writes ten times a second
+    time.sleep(0.8)  # wandb-core writes twice a second
     killed.process.kill()
     killed.process.communicate()
     train(run, range(4, 6))
@@ -262,7 +224,11 @@ def test_a_second_attempt_repeats_no_epoch_and_leaves_none_out(home: Path) -> No
 
 def test_one_worker_says_of_each_run_how_it_ended(tmp_path: Path, home: Path) -> None:
     endings = {"failed": 1, "pruned": 0, "diverged": 0, "collapsed": 0, "interrupted": 143}
-    runs = {state: make_run(tmp_path / state, epochs=1) for state in endings}
+    folders = {state: tmp_path / ("stages" if state == "collapsed" else state) for state in endings}
+    runs = {state: make_run(folders[state], epochs=1) for state in endings}
+    for run in runs.values():
+        run.set_state("running", new_attempt=True)
+    runs["failed"].set_state("failed", f"ValueError: {POISON} is odd", error="ValueError", new_attempt=True)
     with worker(home) as tracking:
         for state, run in runs.items():
             assert tracking.follow(run) < 0.1
@@ -270,7 +236,11 @@ def test_one_worker_says_of_each_run_how_it_ended(tmp_path: Path, home: Path) ->
     for state, run in runs.items():
         (page,) = pages(run)
         assert (list(page.rows), page.exit_code, page.summary["trial/state"]) == ([1], endings[state], state)
-        assert list(page.run.tags) == ([state] if state in ("pruned", "diverged", "collapsed") else [])
+        early = [state] if state in ("pruned", "diverged", "collapsed") else []
+        assert list(page.run.tags) == ["psom", "corrected", "v0.9", *early]
+        assert page.summary["trial/attempts"] == (2 if state == "failed" else 1)
+        assert page.summary.get("trial/error") == ("ValueError" if state == "failed" else None)
+        assert page.run.job_type == ("stage" if state == "collapsed" else "trial")
 
 
 def test_an_online_page_has_every_epoch_and_nothing_private(home: Path, server: FakeWandb) -> None:
@@ -284,16 +254,99 @@ def test_an_online_page_has_every_epoch_and_nothing_private(home: Path, server: 
         (2, 2, 0.2),
         (3, 3, 0.3),
     ]
-    assert (page["groupName"], page["jobType"], page["exit_code"], page["tags"]) == ("psom", "trial", 0, ["pruned"])
-    asked = {key: value["value"] for key, value in page["config"].items() if key != "_wandb"}
-    assert asked == {**run.record.config.model_dump(), "cohort": "c0ffee", "versions/torch": "2.6.0"}
+    assert (page["groupName"], page["jobType"], page["exit_code"]) == ("psom", "trial", 0)
+    assert page["tags"] == ["psom", "corrected", "v0.9", "pruned"]
+    told = {key: value["value"] for key, value in page["config"].items() if key != "_wandb"}
+    settings = {name: value for name, value in run.record.config.model_dump().items() if value is not None}
+    others = {"gamma_e": 1.0, "cohort": "c0ffee", "device": "a GPU", "versions/somvq": "0.9", "versions/torch": "2.6.0"}
+    assert told == {**settings, **others}
     assert json.loads(server.files["wandb-summary.json"])["trial/state"] == "pruned"
-    pictures = [name for name in server.files if name.startswith("media/images/media/codes_")]
+    pictures = [name for name in server.files if name.startswith("media/images/media/codebook_grid_")]
     assert (len(pictures), server.files.keys() - pictures) == (3, {"config.yaml", "wandb-summary.json"})
     assert Tracked.read(run) == Tracked(epoch=3, mode="online")
-    parts = (POISON, "cohort/", "reconstruction", "poll_s", "output.log")
-    for private in (*parts, str(home), str(ROOT), socket.gethostname()):
+    for private in ("reconstruction", "poll_s", "output.log"):
         assert not any(private.encode() in body for body in server.bodies), private
+
+
+def test_no_name_of_a_person_file_or_machine_leaves_nor_the_key_but_to_say_who_asks(
+    tmp_path: Path, server: FakeWandb
+) -> None:
+    home = tmp_path / f"home of {POISON}"
+    home.mkdir()
+    run = make_run(home, epochs=2)
+    run.set_state("failed", f"FileNotFoundError: {POISON}.nii.gz", error="FileNotFoundError")
+    names = dict.fromkeys(("USER", "LOGNAME", "HOSTNAME", "SCAN", "SLURM_JOB_NAME", "PWD"), POISON)
+    with worker(home, url=server.url, key=KEY, poison=names) as tracking:
+        tracking.follow(run)
+        tracking.finish("failed")
+    assert Tracked.read(run) == Tracked(epoch=2, mode="online")
+    private = [POISON, str(home), str(ROOT), str(tmp_path), socket.gethostname(), sys.executable, KEY]
+    for word in [*private, POISON.lower(), getpass.getuser() + "@"]:
+        assert not any(word.encode() in body for body in server.bodies), word
+    secret = base64.b64encode(f"api:{KEY}".encode())
+    assert all(body.count(secret) <= body.count(b"Authorization: Basic " + secret) for body in server.bodies)
+    assert any(secret in body for body in server.bodies)
+    kept = [file for file in home.rglob("*") if file.is_file() and not file.is_symlink()]
+    assert len(kept) > 5
+    for file in kept:
+        assert KEY.encode() not in file.read_bytes(), file
+        assert secret not in file.read_bytes(), file
+
+
+def test_every_key_of_a_page_is_in_its_document_as_the_code_has_it() -> None:
+    document = (ROOT / "docs" / "tracking.md").read_text()
+    table = contents_table()
+    assert document.endswith("\n\n" + table), "docs/tracking.md ends with contents_table(), which changed"
+    assert UNITS.keys() - {"epoch"} <= METRICS.keys()
+    for key in ("model", "reading", "alpha", "beta", "gamma", "gamma_e", "gamma_q", "topology", "grid", "init", "seed",
+                "cohort", *METRICS, *(f"media/{name}" for name in PICTURES), "trial/state", "trial/error"):  # fmt: skip
+        assert f"| `{key}` |" in table, key
+
+
+@pytest.mark.parametrize("epochs", [3, 250, 5000])
+def test_a_run_sends_at_most_2_mb_of_pictures_and_its_last_ones_in_any_case(tmp_path: Path, epochs: int) -> None:
+    run = make_run(tmp_path, epochs_of_run=epochs)
+    drawn = [epoch for epoch in FIGURE_EPOCHS if epoch < epochs] + [epochs]
+    for epoch in drawn:
+        for name in PICTURES if epoch == epochs else ("codebook_grid", "hits", "reconstruction", "usage"):
+            run.figure(name, epoch).write_bytes(bytes(90_000))
+    for brains in (False, True):
+        sent = {epoch: pictures_of(run, epoch, upload_brain_images=brains) for epoch in drawn}
+        files = [path for found in sent.values() for path in found.values()]
+        assert len(files) <= 58  # and config.yaml and wandb-summary.json
+        assert sum(path.stat().st_size for path in files) <= 1.9e6
+        names = PICTURES if brains else PICTURES.keys() - BRAIN_PICTURES
+        assert sent[epochs].keys() == {f"media/{name}" for name in names}
+        assert len(sent[drawn[0]]) == 3 + brains  # the first, too
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("said", ["", "option", "file"])
+def test_the_pictures_of_a_real_trial_arrive_those_of_brains_where_that_was_said(
+    said: str, tmp_path: Path, home: Path, tiny_scans: Path, server: FakeWandb
+) -> None:
+    (home / "real.yaml").write_text(REAL + "upload_brain_images: true\n" * (said == "file"))
+    words = ["sweep", "real.yaml", "--trials", "1", "--cohort", str(tiny_scans)]
+    words += ["--upload-brain-images"] * (said == "option")
+    environment = {"HOME": str(home), "PYTHONPATH": str(ROOT), "WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY}
+    command = [sys.executable, "-m", "somvq", *words]
+    done = subprocess.run(command, cwd=home, env=os.environ | environment, text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (page,) = server.runs.values()
+    (run,) = [Run(path.parent) for path in home.glob("runs/real/0000/config.json")]
+    assert {path.stem.rpartition("_")[0] for path in run.figures.iterdir()} == PICTURES.keys()
+    told = {key.removeprefix("media/") for row in page["history"] for key in row if key.startswith("media/")}
+    assert told == (PICTURES.keys() if said else PICTURES.keys() - BRAIN_PICTURES)
+    assert [row["_step"] for row in page["history"]] == [1, 2]
+    assert {key for row in page["history"] for key in row if "/" in key} <= METRICS.keys() | {
+        f"media/{name}" for name in PICTURES
+    }
+    pictures = [body for name, body in server.files.items() if name.startswith("media/")]
+    assert len(pictures) == (14 if said else 10)
+    assert len(server.files) <= 60
+    assert sum(map(len, server.files.values())) < 2e6
+    assert page["config"]["device"]["value"] == run.record.devices[-1].name
+    assert (page["exit_code"], Tracked.read(run)) == (0, Tracked(epoch=2, mode="online"))
 
 
 def test_an_online_page_goes_on_where_the_server_is(home: Path, server: FakeWandb) -> None:
@@ -312,33 +365,77 @@ def test_an_online_page_goes_on_where_the_server_is(home: Path, server: FakeWand
     assert page["exit_code"] == 0
 
 
-@pytest.mark.parametrize("fault", ["down", "hangs"])
-def test_a_sick_server_at_the_start_means_offline_until_it_is_well(home: Path, server: FakeWandb, fault: str) -> None:
-    run = make_run(home, epochs=2)
-    setattr(server, fault, True)
+def test_a_run_killed_on_one_machine_goes_on_at_another_with_each_epoch_once(
+    tmp_path: Path, home: Path, server: FakeWandb
+) -> None:
+    run, elsewhere = make_run(tmp_path, epochs=3), tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    killed = Worker(home, url=server.url, key=KEY)
+    killed.follow(run)
+    until(lambda: Tracked.read(run).epoch == 3)
+    killed.process.kill()
+    killed.process.communicate()
+    train(run, range(4, 6))
+    with worker(elsewhere, url=server.url, key=KEY) as tracking:
+        tracking.follow(run)
+        tracking.finish("complete")
+    (page,) = server.runs.values()
+    assert [(row["_step"], row["epoch"]) for row in page["history"]] == [(epoch, epoch) for epoch in range(1, 6)]
+    assert (page["exit_code"], Tracked.read(run)) == (0, Tracked(epoch=5, mode="online"))
+
+
+FAULTS = [
+    ("down", True),
+    ("hangs", True),
+    *[pytest.param(*fault, marks=pytest.mark.slow) for fault in (("gone", True), *[("refuses", n) for n in REFUSALS])],
+]
+
+
+@pytest.mark.parametrize(("fault", "so"), FAULTS)
+def test_a_sick_server_at_the_start_means_offline_until_it_is_well(
+    home: Path, server: FakeWandb, fault: str, so: int
+) -> None:
+    run = make_run(home, epochs=1)
+    setattr(server, fault, so)
     with worker(home, url=server.url, key=KEY, init_timeout_s=1.5) as tracking:
         assert tracking.follow(run) < 0.1
-        assert tracking.finish("complete") < 6
-        behind = Tracked(epoch=2, behind=True, error="CommError")
-        assert Tracked.read(run) == behind
-        setattr(server, fault, False)
+        until(lambda: Tracked.read(run).epoch == 1)  # an epoch is told offline, and so are later ones
+        train(run, range(2, 4))
+        assert tracking.finish("complete", None) < 1
+    assert Tracked.read(run) == Tracked(epoch=3, behind=True, error="CommError")
+    assert list(pages(run)[0].rows) == [1, 2, 3]
+    setattr(server, fault, 0)
+    with worker(home, url=server.url, key=KEY) as tracking:
         for _ in range(2):  # what `somvq push` does, and again, with nothing left to tell
-            write_json(run.folder / "tracking.json", behind.model_dump())
+            write_json(run.folder / "tracking.json", Tracked(epoch=3, behind=True, error="CommError").model_dump())
             tracking.follow(run)
             tracking.finish("complete")
-            assert [row["epoch"] for row in server.runs["psom-abc123-t0007"]["history"]] == [1, 2]
-            assert Tracked.read(run) == Tracked(epoch=2, mode="online")
-    assert list(pages(run)[0].rows) == [1, 2]
+            assert [row["epoch"] for row in server.runs["psom-abc123-t0007"]["history"]] == [1, 2, 3]
+            assert Tracked.read(run) == Tracked(epoch=3, mode="online")
 
 
-def test_a_server_that_goes_away_costs_a_bounded_wait(home: Path, server: FakeWandb) -> None:
-    run = make_run(home, epochs=2)
-    with worker(home, url=server.url, key=KEY, finish_timeout_s=1.5) as tracking:
+@pytest.mark.parametrize(("fault", "so"), FAULTS)
+def test_a_server_that_falls_sick_costs_a_bounded_wait_and_the_next_run_none(
+    tmp_path: Path, home: Path, server: FakeWandb, fault: str, so: int
+) -> None:
+    run, following = make_run(tmp_path / "a", epochs=2), make_run(tmp_path / "b", epochs=2)
+    with worker(home, url=server.url, key=KEY) as tracking:
         tracking.follow(run)
         until(lambda: Tracked.read(run).epoch == 2)
-        server.hangs = True
-        assert tracking.finish("complete") < 6
-    assert Tracked.read(run) == Tracked(epoch=2, mode="online", behind=True, error="TimeoutError")
+        setattr(server, fault, so)
+        train(run, range(3, 6))
+        until(lambda: Tracked.read(run).epoch == 5)  # wandb-core takes what the server does not
+        assert tracking.finish("complete", 1.5) < 3
+        assert tracking.follow(following) < 0.1
+        assert tracking.finish("complete") < 1
+    why = "Refused" if so in (403, 404) else "TimeoutError"
+    assert Tracked.read(run) == Tracked(epoch=5, mode="online", behind=True, error=why)
+    assert Tracked.read(following) == Tracked(epoch=2, behind=True, error="LeftAlone")
+    assert list(pages(following)[0].rows) == [1, 2]
+
+
+def test_the_end_of_a_run_waits_for_a_twentieth_of_its_time_within_bounds() -> None:
+    assert [patience_s(trained_s) for trained_s in (0, 100, 200, 1e5)] == [5, 5, 10, 15]
 
 
 def test_no_key_means_offline_and_no_question(home: Path) -> None:
@@ -381,7 +478,7 @@ def test_a_worker_that_just_ends_leaves_an_interrupted_page(home: Path) -> None:
 
 def test_a_figure_that_cannot_be_read_ends_the_tracking_alone(home: Path) -> None:
     run = make_run(home, epochs=1)
-    run.figure("codes", 2).write_bytes(b"not a picture")
+    run.figure("codebook_grid", 2).write_bytes(b"not a picture")
     run.append({"epoch": 2, "val/ssim": 0.2})
     with worker(home) as tracking:
         tracking.follow(run)
@@ -438,3 +535,51 @@ def test_wandb_is_not_imported_before_a_run_is_followed() -> None:
     )
     printed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True, check=True).stdout
     assert printed == "False\n"
+
+
+@pytest.fixture
+def lab(tmp_path: Path, tiny_scans: Path, tiny_cohort: Cohort, server: FakeWandb) -> Iterator[Lab]:
+    folder = tmp_path / "lab"
+    folder.mkdir()
+    lab = Lab(folder, tiny_scans, tiny_cohort.folder.parent.parent)
+    lab.environment |= {
+        "HOME": str(folder),
+        "WANDB_BASE_URL": server.url,
+        "WANDB_API_KEY": KEY,
+        "SOMVQ_WANDB": "online",
+    }
+    yield lab
+    lab.end()
+
+
+@pytest.mark.slow
+def test_a_page_says_how_its_trial_ended_also_where_that_was_decided_after_its_last_attempt(
+    lab: Lab, server: FakeWandb
+) -> None:
+    fates = {"0000": {"raise": "bug", "at": 2}, "0001": {"raise": "segfault", "at": 1}}
+    lab.plan(epoch_s=0.2, trials=fates)
+    lab.run("sweep", "tiny", "--trials", "3", status=1)
+    pages = [server.runs[lab.run_of(number).record.wandb_id] for number in range(3)]
+    assert [page["exit_code"] for page in pages] == [1, 1, 0]
+    assert [len(page["history"]) for page in pages] == [1, 0, 4]
+    assert [page["config"]["model"]["value"] for page in pages] == ["psom"] * 3
+    summaries = [b'"trial/error":"ValueError"', b'"trial/error":"Killed"', b'"trial/attempts":3']
+    for words in summaries:
+        assert any(words in body.replace(b": ", b":") for body in server.bodies), words
+    assert not any(b"a bug" in body for body in server.bodies)
+    assert "W&B" not in lab.run("status", "tiny")
+
+
+@pytest.mark.slow
+def test_trials_reach_their_last_epochs_in_time_with_a_server_that_hangs(lab: Lab, server: FakeWandb) -> None:
+    lab.plan(epoch_s=0.5)
+    server.hangs = True
+    began = time.monotonic()
+    lab.run("sweep", "tiny", "--trials", "2")
+    assert time.monotonic() - began < 2 * 4 * 0.5 + 5 + 15  # one wait, and what processes need to begin
+    for number in range(2):
+        rows = lab.run_of(number).rows()
+        assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+        assert all(row["time/epoch_s"] < 0.55 for row in rows)
+        assert Tracked.read(lab.run_of(number)).behind
+    assert "W&B" in lab.run("status", "tiny")

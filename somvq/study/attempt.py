@@ -39,11 +39,12 @@ OWN_FAULT = re.compile("device-side assert")  # what the device says of a bug of
 
 
 class Ending(NamedTuple):
-    """How an attempt ended: its exit status, and what state.json is to say."""
+    """How an attempt ended: its exit status, and what state.json is to say, the class of an error too."""
 
     status: int
     state: State
     reason: str = ""
+    error: str = ""
 
 
 def main(folder: Path, parent: int, token: str = "") -> int:
@@ -73,7 +74,7 @@ def main(folder: Path, parent: int, token: str = "") -> int:
             run.set_state("running", new_attempt=True)
             ending = train(run, should_stop, still_ours)
             if still_ours():
-                run.set_state(ending.state, ending.reason)
+                run.set_state(ending.state, ending.reason, error=ending.error)
         except OSError as error:  # a full disk: there is nowhere to say so
             say(str(error))
             return INFRASTRUCTURE
@@ -107,10 +108,10 @@ def classify(error: Exception) -> Ending:
     elif is_of_device(error):
         ending = Ending(INFRASTRUCTURE, "interrupted", in_one_line(error))
     elif isinstance(error, SomvqError):
-        return Ending(FAILED, "failed", str(error))
+        return Ending(FAILED, "failed", str(error), type(error).__name__)
     else:
         traceback.print_exception(error)  # goes to the run's attempts.log
-        return Ending(FAILED, "failed", in_one_line(error))
+        return Ending(FAILED, "failed", in_one_line(error), type(error).__name__)
     say(ending.reason)
     return ending
 

@@ -39,7 +39,8 @@ class Retries:
             return self.count_blocked()
         self.fruitless += 1
         if self.fruitless == FRUITLESS:
-            self.run.set_state("failed", f"killed {FRUITLESS} times without finishing an epoch; see {self.run.log}")
+            why = f"killed {FRUITLESS} times without finishing an epoch; see {self.run.log}"
+            self.run.set_state("failed", why, error="Killed")
         return 0.0
 
     def count_blocked(self) -> float:
@@ -56,7 +57,7 @@ class Retries:
         whole = batch_size(record.config.batch_size, len(Cohort(record.cohort).rows["train"]))
         now = self.run.progress().micro_batch or whole
         if now == 1:
-            self.run.set_state("failed", "out of memory with one scan at a time")
+            self.run.set_state("failed", "out of memory with one scan at a time", error="OutOfMemory")
         else:
             self.run.set_micro_batch(now // 2)
         return 0.0

@@ -17,7 +17,13 @@ from somvq.config import RunConfig
 from somvq.definitions import LOGARITHMIC, QUANTISED, ROW, Bounds, Parameter, Sweep, explain
 from somvq.errors import DefinitionError, StudyError
 
-MAY_CHANGE = ("early_terminate", "monitor", "run_cap", "description")  # nothing that trials had decides on them
+MAY_CHANGE = (
+    "early_terminate",
+    "monitor",
+    "run_cap",
+    "description",
+    "upload_brain_images",
+)  # nothing that trials had decides on them
 
 
 def distributions(sweep: Sweep) -> dict[str, BaseDistribution]:
@@ -174,6 +180,7 @@ def describe_space(sweep: Sweep) -> dict[str, str]:
     if sweep.monitor:
         words["monitor"] = f"{sweep.monitor.goal} {sweep.monitor.name}"
     words |= {"run_cap": str(sweep.run_cap)} if sweep.run_cap else {}
+    words |= {"upload_brain_images": "true"} if sweep.upload_brain_images else {}
     return words | ({"description": repr(sweep.description)} if sweep.description else {})
 
 

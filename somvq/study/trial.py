@@ -69,6 +69,7 @@ class Conductor:
         rows = len(claim.run.rows()) if claim.taken_over else 0
         self.reported = max(claim.trial.intermediate_values, default=0)  # steps are write-once in Optuna
         self.judged = max(self.reported, rows - 1)  # what a predecessor let pass is not judged by later rivals
+        self.page_says: State | None = None  # how W&B was told that the trial's last attempt ended
         self.ask_again = 0.0  # when, after the storage did not answer
 
     @cached_property
@@ -104,9 +105,11 @@ class Conductor:
             ending = run.progress().state
             if ending not in FINISHED:  # else its worker died between its end and telling it
                 ending = self.attempt_until_done(run, self.claim.lease, self.attend)
+            self.tell_page(run, ending)
             return ending, run.progress().reason
         except Pruned as pruned:
             self.claim.run.set_state("pruned", str(pruned))
+            self.tell_page(self.claim.run, "pruned")
             return "pruned", str(pruned)
         except Blocked:
             raise
@@ -177,10 +180,18 @@ class Conductor:
         finally:
             if child.poll() is None:  # something unforeseen: nothing may go on without its worker
                 child_process.end(child)
-            self.tracker.finish(outcome if outcome in FINISHED else "interrupted")
+            said: State = outcome if outcome in FINISHED else "interrupted"
+            self.tracker.finish(said)
+            self.page_says = said if run.folder == self.claim.run.folder else self.page_says
             if lease.held():
                 told = {"ended": clock(run.folder), "outcome": outcome, "epochs": len(run.rows()) - before}
                 run.note_attempt(noted.model_copy(update={**told, "reason": run.progress().reason}))
+
+    def tell_page(self, run: Run, ending: State) -> None:
+        """Tells W&B how the trial ended, where that was decided after its last attempt, or by another worker's."""
+        if ending != self.page_says and (run.folder / "config.json").exists():
+            self.tracker.follow(run)
+            self.tracker.finish(ending)
 
     def keep_hold(self) -> None:
         """Beats; raises if this worker is to stop or has lost the trial."""

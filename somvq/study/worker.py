@@ -53,7 +53,8 @@ class Worker:
 
     def __init__(self, opened: OpenStudy, settings: Settings, stop: Stop):
         self.opened, self.settings, self.stop = opened, settings, stop
-        self.tracker = build_tracker(settings.wandb)
+        brains = settings.upload_brain_images or opened.record.sweep.upload_brain_images
+        self.tracker = build_tracker(settings.wandb, upload_brain_images=brains)
         self.looked, self.used_up = float("-inf"), ""
         self.failed = False  # the last trial of this worker
         self.ended_before = {trial.number for trial in self.ended()}

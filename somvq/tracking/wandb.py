@@ -1,8 +1,9 @@
 """W&B as a projection of a run's folder: followed while the run trains, or replayed later, by the same code.
 
-A thread reads the ledger and tells W&B; nobody waits for it, and it may be given up at any moment. What it has told is
-in the run's `tracking.json`, so that the next attempt goes on from there. What looks odd here answers to something that
-wandb 0.31 was seen to do: block at the end or at the start, ask for a key, refuse an id, send more than it was given.
+A thread reads the ledger and tells W&B; it may be given up at any moment. The ledger is its queue: on disk, so that it
+neither fills up memory nor holds up who writes to it, and nothing in it is lost. What the thread has told is in the
+run's `tracking.json`, so that the next attempt goes on from there. What looks odd here answers to something that wandb
+0.31 was seen to do: block at the end or at the start, ask for a key, refuse an id, send more than it was given.
 """
 
 import atexit
@@ -10,24 +11,27 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from somvq.files import write_json
-from somvq.runs import Run, RunRecord, State
+from somvq.runs import Run, State
 from somvq.tracking import Tracker, has_credentials
+from somvq.tracking.contents import BRAIN_PICTURES, config_of, kind_of, pictures_of, summary_of, tags_of
 
 if TYPE_CHECKING:
     import wandb
 
-# Figures that show slices of a scan; and what nodes decode to, which of a small cohort may be one person's tissue
-BRAIN_PICTURES = frozenset({"reconstruction", "projection", "decoded_nodes"})
+__all__ = ["BRAIN_PICTURES", "Options", "Projection", "Tracked", "WandbTracker", "open_page", "stop_wandb"]
+
 EXIT_CODES: dict[State, int] = {"complete": 0, "pruned": 0, "diverged": 0, "collapsed": 0, "failed": 1}
 TERMINATED = 143  # exit code of what SIGTERM ended: every other state
-FINISH_TIMEOUT_S = 15.0
+COST = 0.05  # of a worker's time, at most, that it may wait for a sick server
+LEAST_WAIT_S, FINISH_TIMEOUT_S = 5.0, 15.0  # at the end of an attempt: of a short one, of a long one
 PRIVATE = {  # without these wandb sends argv, paths, host, packages, console, git state and the machine's load
     "console": "off",
     "disable_code": True,
@@ -50,6 +54,14 @@ class NoCredentials(Exception):
     """W&B was to be online, and there is no API key: wandb would ask for one, and wait for the answer."""
 
 
+class Refused(Exception):
+    """W&B's server answered that it does not take the run's rows."""
+
+
+class LeftAlone(Exception):
+    """W&B made this worker wait in vain a moment ago."""
+
+
 class Tracked(BaseModel):
     """What tracking.json says: how much of a run W&B was told."""
 
@@ -70,20 +82,22 @@ class Tracked(BaseModel):
 
 @dataclass(frozen=True)
 class Options:
-    """How runs are told to W&B."""
+    """How runs are told to W&B; one `left_alone` is not asked, and has less than was asked for."""
 
     mode: Literal["online", "offline"]
     upload_brain_images: bool
     poll_s: float
     init_timeout_s: float
     finish_timeout_s: float
+    left_alone: bool = False
 
 
 class WandbTracker(Tracker):
     """Tells W&B of one run after the other; neither method raises, or waits longer than it says.
 
     `init_timeout_s` and `finish_timeout_s` bound how long a sick server is waited for, in the thread that does the
-    telling: before it goes on offline, and before it leaves the last rows to the ledger.
+    telling: before it goes on offline, and before it leaves the last rows to the ledger. Who waits in `finish` in vain
+    leaves W&B alone until that wait is no more than COST of the time: the runs until then are offline.
     """
 
     def __init__(
@@ -98,17 +112,49 @@ class WandbTracker(Tracker):
         self.mode = mode
         self._options = Options(mode, upload_brain_images, poll_s, init_timeout_s, finish_timeout_s)
         self._projection: Projection | None = None
+        self._asked_again = float("-inf")  # when W&B is, which was of no use
 
     def follow(self, run: Run) -> None:
         """Starts to tell W&B of `run`, at once and without waiting; a run that was not finished is interrupted."""
         self.finish("interrupted")
-        self._projection = Projection(run, self._options)
+        left_alone = self.mode == "online" and time.monotonic() < self._asked_again
+        self._projection = Projection(run, replace(self._options, left_alone=left_alone))
 
-    def finish(self, state: State, *, timeout_s: float = FINISH_TIMEOUT_S) -> None:
-        """Tells W&B the rest of the run and how it ended; what takes longer than `timeout_s` is given up."""
+    def finish(self, state: State, *, timeout_s: float | None = None) -> None:
+        """Tells W&B the rest of the run and how it ended; what takes longer than `timeout_s` is given up.
+
+        By default as long as COST of the time since `follow`, within bounds.
+        """
         projection, self._projection = self._projection, None
         if projection:
-            projection.finish(state, timeout_s=timeout_s)
+            began = time.monotonic()
+            told = projection.finish(state, timeout_s=timeout_s)
+            if not told:
+                now = time.monotonic()
+                self._asked_again = now + (now - began) / COST
+
+
+class Said:
+    """What wandb prints, if it were not silent: nowhere else does it say that rows were refused."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def info(self, line: str) -> None:
+        """Of no interest."""
+
+    def warning(self, line: str) -> None:
+        """Keeps `line`."""
+        self.lines.append(line)
+
+    error = warning
+
+    def refusal(self) -> bool:
+        """Whether a server has refused rows of this page."""
+        return any("Fatal error" in line for line in self.lines)
+
+
+_said = Said()
 
 
 class Projection:
@@ -121,22 +167,24 @@ class Projection:
         self._abandoned = False
         self._noting = threading.Lock()
         self._state: State = "running"
+        self._began = time.monotonic()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._work, name=f"wandb {run.folder.name}", daemon=True)
         self._thread.start()
 
-    def finish(self, state: State, *, timeout_s: float = FINISH_TIMEOUT_S) -> None:
-        """Waits until W&B was told everything, at most `timeout_s`."""
+    def finish(self, state: State, *, timeout_s: float | None = None) -> bool:
+        """Waits until W&B was told everything, at most `timeout_s`; whether it was, if anybody asked it."""
         atexit.unregister(self.finish)
         self._state = state
         self._ended.set()
-        self._thread.join(timeout_s)
+        self._thread.join(patience_s(time.monotonic() - self._began) if timeout_s is None else timeout_s)
         if self._thread.is_alive():
             self._give_up(TimeoutError())
             self._abandoned = True
             if core := _find_core():
                 core.kill()  # frees the thread, which waits for it: at exit Python would wait as well
                 self._thread.join(1.0)
+        return self._options.left_alone or not self._tracked.behind
 
     def _work(self) -> None:
         """Tells W&B of the run until it ends; what goes wrong ends the telling, and nothing else."""
@@ -153,7 +201,7 @@ class Projection:
             self._close(page)
         except Exception as error:
             self._give_up(error)
-            _stop_wandb()
+            stop_wandb()
         finally:
             _turn.release()
 
@@ -161,54 +209,56 @@ class Projection:
         """The run's page, new or continued; offline where W&B cannot be reached."""
         if self._options.mode == "online":
             try:
-                page = _init(self._run, "online", self._options)
+                if self._options.left_alone:
+                    raise LeftAlone
+                page = open_page(self._run, "online", self._options)
                 # Rows that a killed attempt could not send are in tracking.json, but only the server knows which
                 self._tracked = Tracked(epoch=max(page.starting_step - 1, 0), mode="online")
                 return page
             except Exception as error:
                 self._note(mode="offline", behind=True, error=type(error).__name__)
-                _stop_wandb()  # it holds the run's id, and would refuse it to the offline page
+                stop_wandb()  # it holds the run's id, and would refuse it to the offline page
         else:
             self._tracked = Tracked(epoch=self._tracked.epoch)
-        return _init(self._run, "offline", self._options)
+        return open_page(self._run, "offline", self._options)
 
     def _follow(self, page: "wandb.Run") -> None:
         """Tells the page each row of the ledger as it comes, until the run has ended and none is left."""
+        described = False
         while True:
             if self._abandoned:
                 raise TimeoutError("given up")
             ended = self._ended.is_set()  # asked before reading: nothing that came before the end is left out
-            for row in self._run.rows():
+            rows = [row for row in self._run.rows() if int(row["epoch"]) > self._tracked.epoch]
+            if rows and not described:  # since there is a row, its attempt has noted the device
+                told = config_of(Run(self._run.folder).record)
+                page.config.update(told, allow_val_change=True)  # type: ignore[no-untyped-call]
+                described = True
+            for row in rows:
                 epoch = int(row["epoch"])
-                if epoch > self._tracked.epoch:
-                    page.log({**row, **self._figures(epoch)}, step=epoch, commit=True)  # else it is held back
-                    self._note(epoch=epoch)
+                page.log({**row, **self._pictures(epoch)}, step=epoch, commit=True)  # else it is held back
+                self._note(epoch=epoch)
             if ended:
                 return
             self._ended.wait(self._options.poll_s)
 
-    def _figures(self, epoch: int) -> dict[str, "wandb.Image"]:
-        """The figures of `epoch` that may leave this machine."""
-        import numpy as np
+    def _pictures(self, epoch: int) -> dict[str, "wandb.Image"]:
+        """The pictures of `epoch`; as files, which arrive as they are: of floats wandb.Image makes black ones."""
         import wandb
-        from PIL import Image
 
-        figures = {}
-        for name, path in self._run.figures_of(epoch).items():
-            if self._options.upload_brain_images or name not in BRAIN_PICTURES:
-                with Image.open(path) as picture:  # bytes: since 0.29 wandb.Image makes floats of 0 to 1 black
-                    figures[f"media/{name}"] = wandb.Image(np.asarray(picture.convert("RGB"), dtype=np.uint8))
-        return figures
+        found = pictures_of(self._run, epoch, upload_brain_images=self._options.upload_brain_images)
+        return {key: wandb.Image(str(path)) for key, path in found.items()}
 
     def _close(self, page: "wandb.Run") -> None:
         """Tells the page how the run ended."""
-        page.summary["trial/state"] = self._state
-        if self._state in ("pruned", "diverged", "collapsed"):
-            page.tags = (*(page.tags or ()), self._state)
+        page.summary.update(summary_of(self._run, self._state))
+        page.tags = tags_of(self._run.record, self._state)
         exit_code = EXIT_CODES.get(self._state, TERMINATED)
         if exit_code == TERMINATED and self._tracked.mode == "online":
             page.mark_preempting()
         page.finish(exit_code=exit_code)
+        if _said.refusal():
+            raise Refused  # finish is silent about it
         self._note()  # no longer behind, even where there was no row left to tell
 
     def _give_up(self, error: Exception) -> None:
@@ -225,7 +275,12 @@ class Projection:
             write_json(self._run.folder / "tracking.json", self._tracked.model_dump())
 
 
-def _init(run: Run, mode: Literal["online", "offline"], options: Options) -> "wandb.Run":
+def patience_s(trained_s: float) -> float:
+    """How long the end of an attempt of `trained_s` seconds may wait for W&B."""
+    return min(max(LEAST_WAIT_S, COST * trained_s), FINISH_TIMEOUT_S)
+
+
+def open_page(run: Run, mode: Literal["online", "offline"], options: Options) -> "wandb.Run":
     """Starts the page of `run`; raises rather than asks or waits."""
     if mode == "online" and not has_credentials():
         raise NoCredentials
@@ -243,8 +298,9 @@ def _init(run: Run, mode: Literal["online", "offline"], options: Options) -> "wa
         id=record.wandb_id,
         name=record.name,
         group=record.study,
-        job_type="trial",
-        config=_config(record),
+        job_type=kind_of(run),
+        tags=tags_of(record),
+        config=config_of(record),
         allow_val_change=True,  # versions, from one attempt to the next
         dir=run.folder,
         mode=mode,
@@ -253,6 +309,8 @@ def _init(run: Run, mode: Literal["online", "offline"], options: Options) -> "wa
         settings=_settings(**PRIVATE, **_bounds(options)),
     )
     page.define_metric("*", step_metric="epoch")
+    _said.lines.clear()
+    wandb.termsetup(silent, _said)
     return page
 
 
@@ -263,7 +321,7 @@ def _bounds(options: Options) -> dict[str, Any]:
         "finish_timeout": options.finish_timeout_s,  # seconds; wandb itself would wait for ever
         "finish_timeout_raises": True,
         "stop_fn": lambda: None,  # W&B's stop button would interrupt this whole process, a worker
-        "x_transaction_log_flush_interval": 0.1,  # seconds of rows that a kill may lose; wandb's own are 15
+        "x_transaction_log_flush_interval": 0.5,  # seconds of rows that a kill may lose; wandb's own are 15
     }
 
 
@@ -274,13 +332,7 @@ def _settings(**wanted: Any) -> "wandb.Settings":
     return wandb.Settings(**{name: value for name, value in wanted.items() if name in wandb.Settings.model_fields})
 
 
-def _config(record: RunRecord) -> dict[str, Any]:
-    """What the page says of the run's making: settings, cohort and versions, no names of files or people."""
-    versions = {f"versions/{name}": version for name, version in record.versions.items()}
-    return {**record.config.model_dump(mode="json"), "cohort": record.cohort_fingerprint, **versions}
-
-
-def _stop_wandb() -> None:
+def stop_wandb() -> None:
     """Ends wandb in this process, so that the next run starts with a fresh one."""
     core = _find_core()
     with suppress(Exception, SystemExit):  # teardown exits with wandb-core's status where that is not 0

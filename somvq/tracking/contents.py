@@ -1,0 +1,122 @@
+"""What W&B is told of a run beside its ledger's rows. No part of it names a file, a folder, a person or a machine."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from somvq.config import RunConfig
+from somvq.runs import METRICS, Run, RunRecord, State, rows_of
+
+MEDIA = "media/"
+PICTURES = {  # by the names of gallery.py
+    "reconstruction": "the first validation scan, its reconstructions and their errors",
+    "codebook_grid": "each code summed over its channels, on the map",
+    "hits": "how many validation tokens each node won",
+    "usage": "the nodes' shares of the tokens, most used first",
+    "curves": "losses, SSIM, PSNR, use of the codebook, quality of the map, by epoch",
+    "tsne": "tokens and codes in two dimensions, tokens in the colours of their nodes",
+    "umatrix": "mean distance of each code to those of its neighbours on the map",
+    "planes": "the codes' first principal components on the map",
+    "projection": "a validation scan's middle slices in the colours of its tokens' nodes",
+    "decoded_nodes": "what nodes decode to",
+}
+# Those that show slices of a scan; and what nodes decode to, which of a small cohort may be one person's tissue
+BRAIN_PICTURES = frozenset({"reconstruction", "projection", "decoded_nodes"})
+LAST_BYTES, EARLIER_BYTES = 0.9e6, 1.0e6  # of a run's pictures: of its last epoch, of all before; 2 MB with the rest
+SUMMARY = {
+    "trial/state": "complete, pruned, diverged, collapsed, failed, or interrupted: it goes on from its checkpoint",
+    "trial/attempts": "tries at the trial so far",
+    "trial/error": "of a failed trial: the class of its error; the message stays, it may name a file",
+}
+DERIVED = {
+    "gamma_e": "1 - gamma_q: share of the reconstruction that is decoded from the tokens",
+    "cohort": "fingerprint of the scans, their preparation and their split: equal where trials can be compared",
+    "device": "model of the GPU or CPU that trained last",
+    "commit": "of somvq, where it was run from a checkout",
+    "versions/*": "of somvq, torch, optuna, wandb and numpy",
+}
+
+
+def config_of(record: RunRecord) -> dict[str, str | int | float]:
+    """What made the run, flat: its settings (not those that its model makes no use of), cohort, device, versions."""
+    told = record.config.model_dump(mode="json", exclude_none=True)
+    if "gamma_q" in told:
+        told["gamma_e"] = round(1 - told["gamma_q"], 12)
+    told["cohort"] = record.cohort_fingerprint
+    if record.devices:
+        told["device"] = record.devices[-1].name
+    if record.audit and "source" in record.audit.git:
+        told["commit"] = record.audit.git["source"].sha
+    return {**told, **{f"versions/{name}": version for name, version in record.versions.items()}}
+
+
+def kind_of(run: Run) -> str:
+    """W&B's job type: an auto-encoder that the trials of a study share is no trial."""
+    return "stage" if run.folder.parent.name == "stages" else "trial"
+
+
+def tags_of(record: RunRecord, state: State = "running") -> tuple[str, ...]:
+    """Words to filter runs by."""
+    early = (state,) if state in ("pruned", "diverged", "collapsed") else ()
+    version = (f"v{record.versions['somvq']}",) if "somvq" in record.versions else ()
+    return (record.config.model, record.config.reading, *version, *early)
+
+
+def summary_of(run: Run, state: State) -> dict[str, str | int]:
+    """How the run ended, or for now."""
+    progress = run.progress()
+    error = {"trial/error": progress.error or "unknown"} if state == "failed" else {}
+    return {"trial/state": state, "trial/attempts": progress.attempts, **error}
+
+
+def pictures_of(run: Run, epoch: int, *, upload_brain_images: bool) -> dict[str, Path]:
+    """The figures of `epoch` that leave, by their keys: none of a brain unless that was said, and no more than fit.
+
+    Decided by the run's folder alone, so that a replay sends the same.
+    """
+    found = [path for path in run.figures_of(epoch).values() if upload_brain_images or name_of(path) in ALLOWED]
+    if found and epoch == run.record.config.epochs:
+        found = fitting(found, LAST_BYTES)
+    elif found:
+        before = sorted(run.figures.glob("*_*.png"), key=lambda path: (epoch_of(path), path.name))
+        leaving = [path for path in before if upload_brain_images or name_of(path) in ALLOWED]
+        fit = fitting([path for path in leaving if epoch_of(path) <= epoch], EARLIER_BYTES)
+        found = [path for path in found if path in fit]
+    return {MEDIA + name_of(path): path for path in found}
+
+
+def fitting(paths: Iterable[Path], room: float) -> list[Path]:
+    """The first of `paths` that have room, and later ones that still have."""
+    fit = []
+    for path in paths:
+        size = path.stat().st_size
+        if size <= room:
+            room -= size
+            fit.append(path)
+    return fit
+
+
+def name_of(path: Path) -> str:
+    """A figure's name."""
+    return path.stem.rpartition("_")[0]
+
+
+def epoch_of(path: Path) -> int:
+    """A figure's epoch."""
+    return int(path.stem.rpartition("_")[2])
+
+
+def contents_table() -> str:
+    """All keys that a run's page has, in Markdown."""
+    settings = {name: field.description or "" for name, field in RunConfig.model_fields.items()}
+    pictures = {MEDIA + name: f"{words}{BRAIN if name in BRAIN_PICTURES else ''}" for name, words in PICTURES.items()}
+    parts = {
+        "Config": rows_of({**settings, **DERIVED}, units=False),
+        "History: a row an epoch, at the step of its number": rows_of({"epoch": "number of the epoch", **METRICS}),
+        "Media, in the rows of epochs that are drawn": rows_of(pictures, units=False),
+        "Summary, beside the last value of each metric": rows_of(SUMMARY, units=False),
+    }
+    return "\n".join(f"## {title}\n\n" + "\n".join(rows) + "\n" for title, rows in parts.items())
+
+
+BRAIN = "; only with `--upload-brain-images`"
+ALLOWED = PICTURES.keys() - BRAIN_PICTURES
