@@ -17,14 +17,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from somvq.files import write_json
-from somvq.runs import Run, RunRecord, State
+from somvq.runs import Run, State
 from somvq.tracking import Tracker, has_credentials
+from somvq.tracking.contents import config_of, kind_of, pictures_of, summary_of, tags_of
 
 if TYPE_CHECKING:
     import wandb
 
-# Figures that show slices of a scan; and what nodes decode to, which of a small cohort may be one person's tissue
-BRAIN_PICTURES = frozenset({"reconstruction", "projection", "decoded_nodes"})
 EXIT_CODES: dict[State, int] = {"complete": 0, "pruned": 0, "diverged": 0, "collapsed": 0, "failed": 1}
 TERMINATED = 143  # exit code of what SIGTERM ended: every other state
 FINISH_TIMEOUT_S = 15.0
@@ -153,7 +152,7 @@ class Projection:
             self._close(page)
         except Exception as error:
             self._give_up(error)
-            _stop_wandb()
+            stop_wandb()
         finally:
             _turn.release()
 
@@ -161,16 +160,16 @@ class Projection:
         """The run's page, new or continued; offline where W&B cannot be reached."""
         if self._options.mode == "online":
             try:
-                page = _init(self._run, "online", self._options)
+                page = open_page(self._run, "online", self._options)
                 # Rows that a killed attempt could not send are in tracking.json, but only the server knows which
                 self._tracked = Tracked(epoch=max(page.starting_step - 1, 0), mode="online")
                 return page
             except Exception as error:
                 self._note(mode="offline", behind=True, error=type(error).__name__)
-                _stop_wandb()  # it holds the run's id, and would refuse it to the offline page
+                stop_wandb()  # it holds the run's id, and would refuse it to the offline page
         else:
             self._tracked = Tracked(epoch=self._tracked.epoch)
-        return _init(self._run, "offline", self._options)
+        return open_page(self._run, "offline", self._options)
 
     def _follow(self, page: "wandb.Run") -> None:
         """Tells the page each row of the ledger as it comes, until the run has ended and none is left."""
@@ -181,30 +180,23 @@ class Projection:
             for row in self._run.rows():
                 epoch = int(row["epoch"])
                 if epoch > self._tracked.epoch:
-                    page.log({**row, **self._figures(epoch)}, step=epoch, commit=True)  # else it is held back
+                    page.log({**row, **self._pictures(epoch)}, step=epoch, commit=True)  # else it is held back
                     self._note(epoch=epoch)
             if ended:
                 return
             self._ended.wait(self._options.poll_s)
 
-    def _figures(self, epoch: int) -> dict[str, "wandb.Image"]:
-        """The figures of `epoch` that may leave this machine."""
-        import numpy as np
+    def _pictures(self, epoch: int) -> dict[str, "wandb.Image"]:
+        """The pictures of `epoch`; as files, which arrive as they are: of floats wandb.Image makes black ones."""
         import wandb
-        from PIL import Image
 
-        figures = {}
-        for name, path in self._run.figures_of(epoch).items():
-            if self._options.upload_brain_images or name not in BRAIN_PICTURES:
-                with Image.open(path) as picture:  # bytes: since 0.29 wandb.Image makes floats of 0 to 1 black
-                    figures[f"media/{name}"] = wandb.Image(np.asarray(picture.convert("RGB"), dtype=np.uint8))
-        return figures
+        found = pictures_of(self._run, epoch, upload_brain_images=self._options.upload_brain_images)
+        return {key: wandb.Image(str(path)) for key, path in found.items()}
 
     def _close(self, page: "wandb.Run") -> None:
         """Tells the page how the run ended."""
-        page.summary["trial/state"] = self._state
-        if self._state in ("pruned", "diverged", "collapsed"):
-            page.tags = (*(page.tags or ()), self._state)
+        page.summary.update(summary_of(self._run, self._state))
+        page.tags = tags_of(self._run.record, self._state)
         exit_code = EXIT_CODES.get(self._state, TERMINATED)
         if exit_code == TERMINATED and self._tracked.mode == "online":
             page.mark_preempting()
@@ -225,10 +217,45 @@ class Projection:
             write_json(self._run.folder / "tracking.json", self._tracked.model_dump())
 
 
-def _init(run: Run, mode: Literal["online", "offline"], options: Options) -> "wandb.Run":
+def open_page(run: Run, mode: Literal["online", "offline"], options: Options) -> "wandb.Run":
     """Starts the page of `run`; raises rather than asks or waits."""
+    record = run.record
+    page = start_page(
+        mode,
+        options,
+        entity=record.wandb_entity,
+        project=record.wandb_project,
+        id=record.wandb_id,
+        name=record.name,
+        group=record.study,
+        job_type=kind_of(run),
+        tags=tags_of(record),
+        config=config_of(record),
+        dir=run.folder,
+    )
+    page.define_metric("*", step_metric="epoch")
+    return page
+
+
+def start_page(mode: Literal["online", "offline"], options: Options, **told: Any) -> "wandb.Run":
+    """A page, new or continued; raises rather than asks or waits."""
     if mode == "online" and not has_credentials():
         raise NoCredentials
+    start_wandb()
+    import wandb
+
+    return wandb.init(
+        **told,
+        allow_val_change=True,  # versions, from one attempt to the next
+        mode=mode,
+        resume="allow",
+        reinit="create_new",
+        settings=_settings(**PRIVATE, **_bounds(options)),
+    )
+
+
+def start_wandb() -> None:
+    """wandb ready in this process: it prints nothing, asks for no key, and reports no errors of its own."""
     os.environ["WANDB_ERROR_REPORTING"] = "false"  # read when wandb is imported
     os.environ.pop("WANDB_SERVICE", None)  # a parent's wandb-core, which may end before we do
     import wandb
@@ -236,24 +263,6 @@ def _init(run: Run, mode: Literal["online", "offline"], options: Options) -> "wa
     silent = _settings(silent=True)  # so that nothing is printed, and no key asked for
     wandb.termsetup(silent, None)  # already while it reads its settings
     wandb.setup(silent)
-    record = run.record
-    page = wandb.init(
-        entity=record.wandb_entity,
-        project=record.wandb_project,
-        id=record.wandb_id,
-        name=record.name,
-        group=record.study,
-        job_type="trial",
-        config=_config(record),
-        allow_val_change=True,  # versions, from one attempt to the next
-        dir=run.folder,
-        mode=mode,
-        resume="allow",
-        reinit="create_new",
-        settings=_settings(**PRIVATE, **_bounds(options)),
-    )
-    page.define_metric("*", step_metric="epoch")
-    return page
 
 
 def _bounds(options: Options) -> dict[str, Any]:
@@ -274,13 +283,7 @@ def _settings(**wanted: Any) -> "wandb.Settings":
     return wandb.Settings(**{name: value for name, value in wanted.items() if name in wandb.Settings.model_fields})
 
 
-def _config(record: RunRecord) -> dict[str, Any]:
-    """What the page says of the run's making: settings, cohort and versions, no names of files or people."""
-    versions = {f"versions/{name}": version for name, version in record.versions.items()}
-    return {**record.config.model_dump(mode="json"), "cohort": record.cohort_fingerprint, **versions}
-
-
-def _stop_wandb() -> None:
+def stop_wandb() -> None:
     """Ends wandb in this process, so that the next run starts with a fresh one."""
     core = _find_core()
     with suppress(Exception, SystemExit):  # teardown exits with wandb-core's status where that is not 0
