@@ -31,6 +31,8 @@ class FakeWandb:
         self.bodies: list[bytes] = []  # of all requests, after their addresses and headers
         self.down = False  # answers 500 to all
         self.hangs = False  # answers nothing
+        self.swallows = False  # says yes to rows, and keeps none
+        self.refuses = 0  # or answers this status
         self._http = Server(("127.0.0.1", 0), self._handler())
         self.url = f"http://127.0.0.1:{self._http.server_port}"
 
@@ -56,9 +58,10 @@ class FakeWandb:
                 server.bodies.append(f"{self.path}\n{self.headers}\n".encode() + body)
                 while server.hangs:
                     time.sleep(0.05)
-                content = {} if server.down else server.respond(self.path, body)
+                status = 500 if server.down else server.refuses or 200
+                content = {} if status != 200 else server.respond(self.path, body)
                 reply = json.dumps(content).encode()
-                self.send_response(500 if server.down else 200)
+                self.send_response(status)
                 self.send_header("Content-Length", str(len(reply)))
                 self.end_headers()
                 self.wfile.write(reply)
@@ -83,7 +86,12 @@ class FakeWandb:
         return {}
 
     def _stream(self, run: dict[str, Any], body: dict[str, Any]) -> None:
-        history = body.get("files", {}).get("wandb-history.jsonl")
+        files = body.get("files", {})
+        history, summary = files.get("wandb-history.jsonl"), files.get("wandb-summary.json")
+        if self.swallows:
+            return
+        if summary:
+            run["summary"] = json.loads(summary["content"][-1])
         if history:
             run["history"][history["offset"] :] = [json.loads(line) for line in history["content"]]
         if body.get("complete"):
@@ -104,7 +112,7 @@ class FakeWandb:
         bucket = run and {
             "id": asked["name"],
             "name": asked["name"],
-            "summaryMetrics": "{}",
+            "summaryMetrics": json.dumps(run["summary"]),
             "displayName": run["displayName"],
             "logLineCount": 0,
             "historyLineCount": len(run["history"]),
@@ -119,9 +127,44 @@ class FakeWandb:
             "model": {"id": "p1", "name": asked["project"], "entity": {"id": "e1", "name": ENTITY}, "bucket": bucket}
         }
 
+    def _Runs(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """What the public API asks: all runs of a group, in one page."""
+        group = json.loads(asked["filters"] or "{}").get("group")
+        nodes = [
+            {
+                "id": name,
+                "name": name,
+                "displayName": run.get("displayName"),
+                "state": "finished" if "exit_code" in run else "running",
+                "group": run.get("groupName"),
+                "jobType": run.get("jobType"),
+                "tags": run.get("tags") or [],
+                "config": json.dumps(run["config"]),
+                "summaryMetrics": json.dumps(run["summary"]),
+                "systemMetrics": "{}",
+                "historyLineCount": len(run["history"]),
+                "projectId": "1",
+                "user": {"name": ENTITY, "username": ENTITY},
+            }
+            for name, run in list(self.runs.items())
+            if run.get("groupName") == group
+        ]
+        edges = [{"node": node, "cursor": node["name"]} for node in nodes]
+        return {
+            "project": {
+                "internalId": "1",
+                "runCount": len(nodes),
+                "readOnly": False,
+                "runs": {"edges": edges, "pageInfo": {"endCursor": None, "hasNextPage": False}},
+            }
+        }
+
+    def _GetDefaultEntity(self, _: dict[str, Any]) -> dict[str, Any]:
+        return {"viewer": VIEWER}
+
     def _UpsertBucket(self, asked: dict[str, Any]) -> dict[str, Any]:
         name = asked.get("name") or asked["id"]
-        run = self.runs.setdefault(name, {"history": [], "config": {}, "preempting": False})
+        run = self.runs.setdefault(name, {"history": [], "config": {}, "summary": {}, "preempting": False})
         run["config"].update(json.loads(asked.get("config") or "{}"))
         run.update({key: asked[key] for key in ("displayName", "groupName", "jobType", "tags") if asked.get(key)})
         bucket = {
