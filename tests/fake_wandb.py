@@ -33,6 +33,7 @@ class FakeWandb:
         self.hangs = False  # answers nothing
         self.swallows = False  # says yes to rows, and keeps none
         self.refuses = 0  # or answers this status
+        self.slow_s = 0.0  # before each answer
         self._http = Server(("127.0.0.1", 0), self._handler())
         self.url = f"http://127.0.0.1:{self._http.server_port}"
 
@@ -56,6 +57,7 @@ class FakeWandb:
                 if self.headers.get("Content-Encoding") == "gzip":
                     body = gzip.decompress(body)
                 server.bodies.append(f"{self.path}\n{self.headers}\n".encode() + body)
+                time.sleep(server.slow_s)
                 while server.hangs:
                     time.sleep(0.05)
                 status = 500 if server.down else server.refuses or 200
@@ -128,7 +130,9 @@ class FakeWandb:
         }
 
     def _Runs(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """What the public API asks: all runs of a group, in one page."""
+        """What the public API asks: all runs of a group, in one page; a project without runs is not there."""
+        if not self.runs:
+            return {"project": None}
         group = json.loads(asked["filters"] or "{}").get("group")
         nodes = [
             {

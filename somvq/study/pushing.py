@@ -73,14 +73,13 @@ def push(opened: OpenStudy, console: Console, *, upload_brain_images: bool) -> i
     write_json(address_file(record), {"address": address})
     for name in outcome.left:
         console.print(f"left     {name}: under way, its worker tells W&B; push again when it has ended", soft_wrap=True)
-    for page in outcome.lacking:
-        console.print(
-            f"lacking  {page.name}: W&B has not all of its {len(page.steps)} rows though it was sent them; "
-            "push again; if that does not help, delete its page on W&B, then push",
-            soft_wrap=True,
-        )
+    if outcome.lacking:
+        which = ", ".join(page.name for page in outcome.lacking)
+        advice = "push again; if that does not help, delete them on W&B, then push"
+        console.print(escape(f"lacking  W&B was sent all of these and has not: {which}; {advice}"), soft_wrap=True)
     sent = f"{outcome.rows} rows of {outcome.pages} runs sent" if outcome.pages else "nothing new to send"
-    console.print(escape(f"W&B      {sent}, {outcome.whole} there already: {address}"), soft_wrap=True)
+    checked = f"{len(outcome.lacking)} of them not there" if outcome.lacking else f"{outcome.whole} there already"
+    console.print(escape(f"W&B      {sent}, {checked}: {address}"), soft_wrap=True)
     return int(bool(outcome.lacking))
 
 
@@ -93,7 +92,8 @@ def send_all(opened: OpenStudy, server: Server, console: Console, *, upload_brai
             page = source.read()
             if known.get(page.id, NOTHING).is_whole(page):
                 outcome.whole += 1
-                note(page, behind=False)
+                if not is_alive(source.folder):
+                    note(page, behind=False)
                 continue
             with held(opened, source.folder) as ours:
                 if not ours:
@@ -101,6 +101,7 @@ def send_all(opened: OpenStudy, server: Server, console: Console, *, upload_brai
                     continue
                 page = source.read()  # a worker may have gone on with it meanwhile
                 if page.steps or page.state != "interrupted":
+                    follow.expect(len(page.steps) - known.get(page.id, NOTHING).rows)
                     outcome.rows += server.send(page, follow.step)
                     outcome.pages += 1
                     sent.append(page)
@@ -137,7 +138,8 @@ class Follow:
 
     def __init__(self, progress: Progress):
         self.progress = progress
-        self.rows = progress.add_task("rows", total=None)
+        self.rows = progress.add_task("rows", total=0)
+        self.expected = 0
 
     def __call__(self, sources: list[Source]) -> Iterator[Source]:
         """`sources`, one after the other."""
@@ -145,6 +147,11 @@ class Follow:
         for source in sources:
             yield source
             self.progress.advance(runs)
+
+    def expect(self, rows: int) -> None:
+        """So many rows more are to be sent."""
+        self.expected += max(rows, 0)
+        self.progress.update(self.rows, total=self.expected)
 
     def step(self) -> None:
         """One row more."""
@@ -201,6 +208,8 @@ def tell_study(opened: OpenStudy, status: Status) -> str:
             write_json(address_file(record), {"address": server.address(record.name)})
     except SomvqError as error:
         return f"W&B      the study's own page was not sent: {error}"
+    except Exception as error:  # whatever befalls wandb, the sweep has ended well
+        return f"W&B      the study's own page was not sent ({type(error).__name__}): somvq push {record.name}"
     return ""
 
 

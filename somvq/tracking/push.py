@@ -5,6 +5,7 @@ nothing. wandb's own `sync` is told of neither.
 """
 
 import os
+import re
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -159,12 +160,12 @@ class Server:
             self.api = self._try(lambda: wandb.Api(timeout=ANSWER_S))
             self.entity = self.entity or self._try(lambda: self.api.default_entity)
         except BaseException:
-            stop_wandb()
+            self.__exit__()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        stop_wandb()
+        stop_wandb(at_once=True)  # what was sent is there; what was not, wandb would try for minutes
 
     def ask(self, group: str) -> dict[str, Known]:
         """What the server has of the runs of `group`, by their ids."""
@@ -204,9 +205,17 @@ class Server:
         try:
             return request()
         except (wandb.Error, WandbApiFailedError, TimeoutError) as error:
-            said = (str(error).splitlines() or [""])[0].partition(': {"')[0] or type(error).__name__
             advice = "check the key and WANDB_BASE_URL, or ask again later: the same command goes on"
-            raise Refused(f"W&B at {self.url} did not take it ({said}); {advice}") from error
+            raise Refused(f"W&B at {self.url}: {why(error)}; {advice}") from error
+
+
+def why(error: Exception) -> str:
+    """What is wrong with the server, shorter than wandb says it."""
+    if status := re.search(r"(?:error|status|HTTP)\D{0,8}(\d{3})\b", str(error)):
+        return f"it answers {status[1]}"
+    if isinstance(error, TimeoutError) or "in time" in str(error):
+        return f"no answer within {ANSWER_S} seconds"
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def send(page: Page, on_step: Callable[[], object] = lambda: None) -> int:

@@ -283,9 +283,11 @@ def _settings(**wanted: Any) -> "wandb.Settings":
     return wandb.Settings(**{name: value for name, value in wanted.items() if name in wandb.Settings.model_fields})
 
 
-def stop_wandb() -> None:
-    """Ends wandb in this process, so that the next run starts with a fresh one."""
+def stop_wandb(*, at_once: bool = False) -> None:
+    """Ends wandb in this process, so that the next run starts with a fresh one; `at_once`: whatever it waits for."""
     core = _find_core()
+    if core and at_once:
+        core.kill()
     with suppress(Exception, SystemExit):  # teardown exits with wandb-core's status where that is not 0
         import wandb
 
