@@ -30,9 +30,9 @@ class FakeWandb:
         self.files: dict[str, bytes] = {}
         self.bodies: list[bytes] = []  # of all requests, after their addresses and headers
         self.down = False  # answers 500 to all
+        self.refuses = 0  # or this status
         self.hangs = False  # answers nothing
         self.swallows = False  # says yes to rows, and keeps none
-        self.refuses = 0  # or answers this status
         self.slow_s = 0.0  # before each answer
         self._http = Server(("127.0.0.1", 0), self._handler())
         self.url = f"http://127.0.0.1:{self._http.server_port}"
@@ -61,8 +61,7 @@ class FakeWandb:
                 while server.hangs:
                     time.sleep(0.05)
                 status = 500 if server.down else server.refuses or 200
-                content = {} if status != 200 else server.respond(self.path, body)
-                reply = json.dumps(content).encode()
+                reply = json.dumps(server.respond(self.path, body) if status == 200 else {}).encode()
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(reply)))
                 self.end_headers()

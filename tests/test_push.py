@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -166,6 +167,12 @@ def test_a_push_says_what_it_did_and_status_where_to_look(pushed: Pushed) -> Non
     advice = pushed.pusher("status", "tiny")
     assert f"W&B      {address}" in advice
     assert "not on W&B" not in advice
+
+
+def test_a_push_tells_no_names_of_places(pushed: Pushed, tiny_scans: Path) -> None:
+    places = (pushed.pusher.folder, tiny_scans, pushed.pusher.environment["HOME"], SOURCE)
+    for private in (*map(str, places), socket.gethostname(), "output.log", "--dry-run"):
+        assert requests(pushed.server, private) == 0, private
 
 
 def test_a_second_push_sends_nothing(pushed: Pushed) -> None:

@@ -75,7 +75,7 @@ def push(opened: OpenStudy, console: Console, *, upload_brain_images: bool) -> i
         console.print(f"left     {name}: under way, its worker tells W&B; push again when it has ended", soft_wrap=True)
     if outcome.lacking:
         which = ", ".join(page.name for page in outcome.lacking)
-        advice = "push again; if that does not help, delete them on W&B, then push"
+        advice = "push again; rows before the last that W&B has it takes no more, metrics.jsonl has all"
         console.print(escape(f"lacking  W&B was sent all of these and has not: {which}; {advice}"), soft_wrap=True)
     sent = f"{outcome.rows} rows of {outcome.pages} runs sent" if outcome.pages else "nothing new to send"
     checked = f"{len(outcome.lacking)} of them not there" if outcome.lacking else f"{outcome.whole} there already"
@@ -92,8 +92,7 @@ def send_all(opened: OpenStudy, server: Server, console: Console, *, upload_brai
             page = source.read()
             if known.get(page.id, NOTHING).is_whole(page):
                 outcome.whole += 1
-                if not is_alive(source.folder):
-                    note(page, behind=False)
+                note(page, behind=False)
                 continue
             with held(opened, source.folder) as ours:
                 if not ours:
@@ -114,10 +113,12 @@ def send_all(opened: OpenStudy, server: Server, console: Console, *, upload_brai
 
 
 def note(page: Page, *, behind: bool) -> None:
-    """Has tracking.json say what the server said."""
+    """Has tracking.json say what the server said; who tells of a run now says so itself."""
+    if page.kind == "study" or is_alive(page.folder):
+        return
     told = Tracked(epoch=page.last, mode="online", behind=behind, error="NotVerified" if behind else None)
     path = page.folder / "tracking.json"
-    if page.kind != "study" and not (path.exists() and Tracked.read(Run(page.folder)) == told):
+    if not (path.exists() and Tracked.read(Run(page.folder)) == told):
         write_json(path, told.model_dump())
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 ANSWER_S = 8  # that the server has for a question
 OPTIONS = Options("online", upload_brain_images=False, poll_s=0.0, init_timeout_s=8.0, finish_timeout_s=10.0)
 SETTLE_S = 6.0  # that the server has to show what it was sent
+NO_ANSWER = ("did not respond in time", "deadline exceeded", "timed out")  # as wandb says it
 AT_ONCE = 100  # runs in an answer
 
 
@@ -169,6 +170,7 @@ class Server:
 
     def ask(self, group: str) -> dict[str, Known]:
         """What the server has of the runs of `group`, by their ids."""
+        self.api.flush()  # it would answer for the server with what that said before
         path = f"{self.entity}/{self.project}"
         options: dict[str, Any] = {"filters": {"group": group}, "per_page": AT_ONCE, "include_sweeps": False}
         try:
@@ -213,7 +215,7 @@ def why(error: Exception) -> str:
     """What is wrong with the server, shorter than wandb says it."""
     if status := re.search(r"(?:error|status|HTTP)\D{0,8}(\d{3})\b", str(error)):
         return f"it answers {status[1]}"
-    if isinstance(error, TimeoutError) or "in time" in str(error):
+    if isinstance(error, TimeoutError) or any(words in str(error) for words in NO_ANSWER):
         return f"no answer within {ANSWER_S} seconds"
     return (str(error).splitlines() or [type(error).__name__])[0]
 
