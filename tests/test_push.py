@@ -214,7 +214,7 @@ def test_without_a_key_a_push_says_how_to_give_one(pusher: Pusher) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", ["refuses", "down", "hangs", "away"])
+@pytest.mark.parametrize("fault", ["refuses", "hangs", "away"])
 def test_a_sick_server_costs_a_bounded_wait_and_one_line(pusher: Pusher, server: FakeWandb, fault: str) -> None:
     if fault == "away":
         pusher.environment["WANDB_BASE_URL"] = "http://127.0.0.1:9"
@@ -225,7 +225,7 @@ def test_a_sick_server_costs_a_bounded_wait_and_one_line(pusher: Pusher, server:
     assert time.monotonic() - began < 20
     assert ("it answers 403" if fault == "refuses" else "no answer within 8 seconds") in told
     assert told.count("\n") == 1
-    server.refuses, server.down, server.hangs = 0, False, False
+    server.refuses, server.hangs = 0, False
     pusher("push", "tiny", WANDB_BASE_URL=server.url, WANDB_MODE="offline")  # to push is to be online
     assert_whole(server)
 
@@ -245,7 +245,7 @@ def test_a_server_that_goes_away_in_the_middle_costs_a_bounded_wait(pusher: Push
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("finished", [0, 1, 4])
+@pytest.mark.parametrize("finished", [1, 4])
 def test_a_push_that_was_killed_is_gone_on_with(pusher: Pusher, server: FakeWandb, finished: int) -> None:
     server.slow_s = 0.1
     process = pusher.start("push", "tiny")
