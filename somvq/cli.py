@@ -421,6 +421,45 @@ def serve_dashboard(opened: "OpenStudy", port: int | None, *, as_json: bool) -> 
 
 
 @app.command()
+def push(
+    study: Annotated[str, typer.Argument(help="The study's name.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would leave; asks no server.")] = False,
+    json_: JsonOption = False,
+    upload_brain_images: Annotated[
+        bool,
+        typer.Option("--upload-brain-images", help="Also pictures that show brains, of rows that W&B has not yet."),
+    ] = False,
+    runs: RunsOption = None,
+    storage: StorageOption = None,
+) -> int:
+    """Send W&B what it lacks of a study: rows, pictures, how runs ended, and the study's own page.
+
+    What W&B has already is not sent again, so the same command goes on after any failure.
+    A trial under way is left to its worker.
+    """
+    from somvq.settings import read_settings
+    from somvq.study import pushing
+    from somvq.study.record import load_study
+    from somvq.study.status import silence_optuna
+
+    silence_optuna()
+    console = plain_console()
+    if json_ and not dry_run:
+        raise DefinitionError("--json lists what would leave: somvq push STUDY --dry-run --json")
+    opened = load_study(read_settings(runs=runs, storage=storage), study)
+    if not dry_run:
+        return pushing.push(opened, console, upload_brain_images=upload_brain_images)
+    pages = pushing.list_pages(opened, upload_brain_images=upload_brain_images)
+    if json_:
+        print(json.dumps(pushing.as_json(pages), indent=2 if sys.stdout.isatty() else None))
+        return 0
+    console.print(pushing.pages_table(pages))
+    for line in pushing.total_lines(pages, study):
+        console.print(escape(line), soft_wrap=True)
+    return 0
+
+
+@app.command()
 def evaluate(
     run: Annotated[str, typer.Argument(help="A run's folder, STUDY/NUMBER, or a study: its best finished trial.")],
     split: Annotated[str, typer.Option(help="val, test or train.")] = "val",

@@ -34,6 +34,8 @@ class FakeWandb:
         self.refuses = 0  # or this status
         self.hangs = False  # answers nothing
         self.gone = False  # hangs up
+        self.swallows = False  # says yes to rows, and keeps none
+        self.slow_s = 0.0  # before each answer
         self._http = Server(("127.0.0.1", 0), self._handler())
         self.url = f"http://127.0.0.1:{self._http.server_port}"
 
@@ -57,6 +59,7 @@ class FakeWandb:
                 if self.headers.get("Content-Encoding") == "gzip":
                     body = gzip.decompress(body)
                 server.bodies.append(f"{self.path}\n{self.headers}\n".encode() + body)
+                time.sleep(server.slow_s)
                 while server.hangs:
                     time.sleep(0.05)
                 if server.gone:
@@ -89,7 +92,12 @@ class FakeWandb:
         return {}
 
     def _stream(self, run: dict[str, Any], body: dict[str, Any]) -> None:
-        history = body.get("files", {}).get("wandb-history.jsonl")
+        files = body.get("files", {})
+        history, summary = files.get("wandb-history.jsonl"), files.get("wandb-summary.json")
+        if self.swallows:
+            return
+        if summary:
+            run["summary"] = json.loads(summary["content"][-1])
         if history:
             run["history"][history["offset"] :] = [json.loads(line) for line in history["content"]]
         if body.get("complete"):
@@ -110,7 +118,7 @@ class FakeWandb:
         bucket = run and {
             "id": asked["name"],
             "name": asked["name"],
-            "summaryMetrics": "{}",
+            "summaryMetrics": json.dumps(run["summary"]),
             "displayName": run["displayName"],
             "logLineCount": 0,
             "historyLineCount": len(run["history"]),
@@ -125,9 +133,46 @@ class FakeWandb:
             "model": {"id": "p1", "name": asked["project"], "entity": {"id": "e1", "name": ENTITY}, "bucket": bucket}
         }
 
+    def _Runs(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """What the public API asks: all runs of a group, in one page; a project without runs is not there."""
+        if not self.runs:
+            return {"project": None}
+        group = json.loads(asked["filters"] or "{}").get("group")
+        nodes = [
+            {
+                "id": name,
+                "name": name,
+                "displayName": run.get("displayName"),
+                "state": "finished" if "exit_code" in run else "running",
+                "group": run.get("groupName"),
+                "jobType": run.get("jobType"),
+                "tags": run.get("tags") or [],
+                "config": json.dumps(run["config"]),
+                "summaryMetrics": json.dumps(run["summary"]),
+                "systemMetrics": "{}",
+                "historyLineCount": len(run["history"]),
+                "projectId": "1",
+                "user": {"name": ENTITY, "username": ENTITY},
+            }
+            for name, run in list(self.runs.items())
+            if run.get("groupName") == group
+        ]
+        edges = [{"node": node, "cursor": node["name"]} for node in nodes]
+        return {
+            "project": {
+                "internalId": "1",
+                "runCount": len(nodes),
+                "readOnly": False,
+                "runs": {"edges": edges, "pageInfo": {"endCursor": None, "hasNextPage": False}},
+            }
+        }
+
+    def _GetDefaultEntity(self, _: dict[str, Any]) -> dict[str, Any]:
+        return {"viewer": VIEWER}
+
     def _UpsertBucket(self, asked: dict[str, Any]) -> dict[str, Any]:
         name = asked.get("name") or asked["id"]
-        run = self.runs.setdefault(name, {"history": [], "config": {}, "preempting": False})
+        run = self.runs.setdefault(name, {"history": [], "config": {}, "summary": {}, "preempting": False})
         run["config"].update(json.loads(asked.get("config") or "{}"))
         run.update({key: asked[key] for key in ("displayName", "groupName", "jobType", "tags") if asked.get(key)})
         bucket = {
@@ -143,9 +188,6 @@ class FakeWandb:
     def _CreateRunFiles(self, asked: dict[str, Any]) -> dict[str, Any]:
         files = [{"name": name, "uploadUrl": f"{self.url}/storage/{name}"} for name in asked["files"]]
         return {"createRunFiles": {"runID": asked["run"], "uploadHeaders": [], "files": files}}
-
-    def _GetDefaultEntity(self, _: dict[str, Any]) -> dict[str, Any]:
-        return {"viewer": VIEWER}
 
     def _View(self, asked: dict[str, Any]) -> dict[str, Any]:
         name = asked.get("viewName") or asked["view"]  # wandb-workspaces' word, and ours

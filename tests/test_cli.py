@@ -74,7 +74,8 @@ assert not heavy, heavy
 
 
 @pytest.mark.parametrize(
-    "command", ["sweep", "train", "resume", "status", "compare", "evaluate", "worker", "settings", "cohort demo"]
+    "command",
+    ["sweep", "train", "resume", "status", "compare", "evaluate", "worker", "push", "settings", "cohort demo"],
 )
 def test_every_command_explains_itself(command: str, tmp_path: Path) -> None:
     done = somvq(tmp_path, *command.split(), "--help")

@@ -95,7 +95,11 @@ def test_a_sweep_leaves_what_it_promises_and_the_same_command_adds_nothing(place
     assert "tiny: 2 done, 0 to go of 2 trials" in told
     assert "mean of the training set" in told
     assert "auto-encoder alone" in told
-    for advice in ("look     runs/tiny/000", "W&B      offline so far", "go on    somvq resume tiny --trials 4"):
+    for advice in (
+        "look     runs/tiny/000",
+        "W&B      not on W&B yet: 2 trials (0, 1); ",
+        "go on    somvq resume tiny --trials 4",
+    ):
         assert advice in told
     for number in (0, 1):
         run = Run(study / f"{number:04d}")

@@ -1,5 +1,6 @@
 """What to do next with a study: look, put it on W&B, mend what is wrong, go on."""
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from somvq.study.status import Status, TrialStatus
 from somvq.tracking.wandb import Tracked
 
 LITTLE_SPACE = 50e6  # bytes: a few checkpoints
+MOST_NAMED = 8  # trials in a line
 SILENT_S = 60.0  # of a worker, before it is worth a word
 
 
@@ -51,19 +53,26 @@ def look_lines(status: Status) -> list[str]:
 
 
 def tracking_lines(status: Status) -> list[str]:
-    """What W&B has."""
-    folder = shorten(Path(status.folder))
+    """What W&B lacks, and where it shows the rest; nothing where nobody asked for W&B."""
+    folder = Path(status.folder)
+    tracked = {path.parent.name: Tracked.read(Run(path.parent)) for path in sorted(folder.glob("[0-9]*/tracking.json"))}
+    missing = [str(int(name)) for name, told in tracked.items() if told.behind or told.mode == "offline"]
     lines = []
-    pages = sorted(Path(status.folder).glob("*/wandb/offline-run-*"))
-    if pages:
-        all_pages = f"{folder}/*/wandb/offline-run-* {folder}/stages/*/wandb/offline-run-*"
-        lines.append(f"W&B      offline so far; look at one: {program('wandb')} leet {shorten(pages[-1])}")
-        lines.append(f"         put all online, with an account: {program('wandb')} sync {all_pages}")
-    runs = [Run(path.parent) for path in sorted(Path(status.folder).glob("[0-9]*/tracking.json"))]
-    behind = [run.folder.name for run in runs if Tracked.read(run).behind]
-    if behind:
-        lines.append(f"W&B      does not have all of trial {', '.join(behind)}; metrics.jsonl does")
+    if missing:
+        which = f"trial {missing[0]}" if len(missing) == 1 else f"{len(missing)} trials ({shortened(missing)})"
+        lines.append(f"W&B      not on W&B yet: {which}; {program('somvq')} push {status.study}")
+    pages = sorted(folder.glob("*/wandb/offline-run-*"))
+    if missing and pages:
+        lines.append(f"         or look at one here: {program('wandb')} leet {shorten(pages[-1])}")
+    address = folder / "summary" / "address.json"
+    if len(missing) < len(tracked) and address.exists():
+        lines.append(f"W&B      {json.loads(address.read_text())['address']}")
     return lines
+
+
+def shortened(numbers: list[str]) -> str:
+    """The first few of `numbers`."""
+    return ", ".join(numbers if len(numbers) <= MOST_NAMED else [*numbers[:MOST_NAMED], "..."])
 
 
 def trouble_lines(status: Status) -> list[str]:

@@ -25,6 +25,7 @@ from somvq.sources import find_scans
 from somvq.sources.found import Found
 from somvq.study.advice import advise, shorten
 from somvq.study.fork import fork_study, refuse_no_fork
+from somvq.study.pushing import tell_study
 from somvq.study.record import (
     OpenStudy,
     StudyRecord,
@@ -40,6 +41,7 @@ from somvq.study.status import silence_optuna
 from somvq.study.stops import go_on
 from somvq.study.supervisor import Supervisor
 from somvq.study.tables import leaderboard, summary_line
+from somvq.tracking import resolve
 
 DEMO_SUBJECTS, DEMO_VOXEL_MM = 24, 2.12
 
@@ -215,6 +217,8 @@ def supervise(settings: Settings, opened: OpenStudy, place: JobDefinition, conso
     ended = supervisor.run()
     supervisor.look()
     status = supervisor.status
+    if status.finished and not ended and resolve(settings.wandb) == "online" and (told := tell_study(opened, status)):
+        console.print(escape(told), soft_wrap=True)
     if status.ranked():
         console.print()
         console.print(leaderboard(status))

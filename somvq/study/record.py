@@ -7,7 +7,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import optuna
 from optuna.exceptions import StorageInternalError
@@ -30,6 +30,13 @@ from somvq.study.stops import Limits
 
 ATTRIBUTE, TARGET, LIMITS, CHANGES = "somvq", "somvq_trials", "somvq_limits", "somvq_changes"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
+
+class PageName(NamedTuple):
+    """A page on W&B: its id, which decides which one it is, and what people read."""
+
+    id: str
+    name: str
 
 
 class StudyRecord(Frozen):
@@ -60,18 +67,22 @@ class StudyRecord(Frozen):
         """What the run of trial `number` is told."""
         return RunConfig(**{**self.sweep.settings(suggested), "seed": derive_seed(self.seed, number)})
 
+    def page(self, label: str) -> PageName:
+        """What the page of `label` is called on W&B, the same for whoever tells it."""
+        slug = re.sub(r"[^a-z0-9-]+", "-", self.name.lower()).strip("-")[:40] or "study"
+        return PageName(f"{slug}-{self.uid}-{label}", f"{self.name} {label}")
+
     def run_record(self, config: RunConfig, *, label: str, stages: dict[str, str]) -> RunRecord:
         """What a run's folder says of itself; `label` is t0007, or ae-1a2b3c for a shared auto-encoder."""
-        audit = read_audit()
-        slug = re.sub(r"[^a-z0-9-]+", "-", self.name.lower()).strip("-")[:40] or "study"
+        audit, page = read_audit(), self.page(label)
         return RunRecord(
             config=config,
             cohort=self.cohort,
             cohort_fingerprint=self.cohort_fingerprint,
             stages=stages,
             study=self.name,
-            name=f"{self.name} {label}",
-            wandb_id=f"{slug}-{self.uid}-{label}",
+            name=page.name,
+            wandb_id=page.id,
             wandb_project=self.wandb_project,
             wandb_entity=self.wandb_entity,
             versions={package: audit.versions[package] for package in ("somvq", "torch", "optuna", "wandb", "numpy")},

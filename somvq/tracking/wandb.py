@@ -282,17 +282,10 @@ def patience_s(trained_s: float) -> float:
 
 def open_page(run: Run, mode: Literal["online", "offline"], options: Options) -> "wandb.Run":
     """Starts the page of `run`; raises rather than asks or waits."""
-    if mode == "online" and not has_credentials():
-        raise NoCredentials
-    os.environ["WANDB_ERROR_REPORTING"] = "false"  # read when wandb is imported
-    os.environ.pop("WANDB_SERVICE", None)  # a parent's wandb-core, which may end before we do
-    import wandb
-
-    silent = _settings(silent=True)  # so that nothing is printed, and no key asked for
-    wandb.termsetup(silent, None)  # already while it reads its settings
-    wandb.setup(silent)
     record = run.record
-    page = wandb.init(
+    page = start_page(
+        mode,
+        options,
         entity=record.wandb_entity,
         project=record.wandb_project,
         id=record.wandb_id,
@@ -301,17 +294,42 @@ def open_page(run: Run, mode: Literal["online", "offline"], options: Options) ->
         job_type=kind_of(run),
         tags=tags_of(record),
         config=config_of(record),
-        allow_val_change=True,  # versions, from one attempt to the next
         dir=run.folder,
+    )
+    import wandb
+
+    page.define_metric("*", step_metric="epoch")
+    _said.lines.clear()
+    wandb.termsetup(_settings(silent=True), _said)
+    return page
+
+
+def start_page(mode: Literal["online", "offline"], options: Options, **told: Any) -> "wandb.Run":
+    """A page, new or continued; raises rather than asks or waits."""
+    if mode == "online" and not has_credentials():
+        raise NoCredentials
+    start_wandb()
+    import wandb
+
+    return wandb.init(
+        **told,
+        allow_val_change=True,  # versions, from one attempt to the next
         mode=mode,
         resume="allow",
         reinit="create_new",
         settings=_settings(**PRIVATE, **_bounds(options)),
     )
-    page.define_metric("*", step_metric="epoch")
-    _said.lines.clear()
-    wandb.termsetup(silent, _said)
-    return page
+
+
+def start_wandb() -> None:
+    """wandb ready in this process: it prints nothing, asks for no key, and reports no errors of its own."""
+    os.environ["WANDB_ERROR_REPORTING"] = "false"  # read when wandb is imported
+    os.environ.pop("WANDB_SERVICE", None)  # a parent's wandb-core, which may end before we do
+    import wandb
+
+    silent = _settings(silent=True)  # so that nothing is printed, and no key asked for
+    wandb.termsetup(silent, None)  # already while it reads its settings
+    wandb.setup(silent)
 
 
 def _bounds(options: Options) -> dict[str, Any]:
@@ -332,9 +350,11 @@ def _settings(**wanted: Any) -> "wandb.Settings":
     return wandb.Settings(**{name: value for name, value in wanted.items() if name in wandb.Settings.model_fields})
 
 
-def stop_wandb() -> None:
-    """Ends wandb in this process, so that the next run starts with a fresh one."""
+def stop_wandb(*, at_once: bool = False) -> None:
+    """Ends wandb in this process, so that the next run starts with a fresh one; `at_once`: whatever it waits for."""
     core = _find_core()
+    if core and at_once:
+        core.kill()
     with suppress(Exception, SystemExit):  # teardown exits with wandb-core's status where that is not 0
         import wandb
 
