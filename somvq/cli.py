@@ -425,17 +425,14 @@ def push(
     study: Annotated[str, typer.Argument(help="The study's name.")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would leave; asks no server.")] = False,
     json_: JsonOption = False,
-    upload_brain_images: Annotated[
-        bool,
-        typer.Option("--upload-brain-images", help="Also pictures that show brains, of rows that W&B has not yet."),
-    ] = False,
+    upload_brain_images: BrainImagesOption = None,
     runs: RunsOption = None,
     storage: StorageOption = None,
 ) -> int:
     """Send W&B what it lacks of a study: rows, pictures, how runs ended, and the study's own page.
 
-    What W&B has already is not sent again, so the same command goes on after any failure.
-    A trial under way is left to its worker.
+    W&B is asked what it has, before and after, so the same command goes on after any failure.
+    A trial under way is left to its worker. The exit status is 1 if W&B does not have all that was sent.
     """
     from somvq.settings import read_settings
     from somvq.study import pushing
@@ -443,15 +440,21 @@ def push(
     from somvq.study.status import silence_optuna
 
     silence_optuna()
+    settings = read_settings(runs=runs, storage=storage, upload_brain_images=upload_brain_images)
+    opened = load_study(settings, study)
+    brains = settings.upload_brain_images or opened.record.sweep.upload_brain_images
     console = plain_console()
-    if json_ and not dry_run:
-        raise DefinitionError("--json lists what would leave: somvq push STUDY --dry-run --json")
-    opened = load_study(read_settings(runs=runs, storage=storage), study)
     if not dry_run:
-        return pushing.push(opened, console, upload_brain_images=upload_brain_images)
-    pages = pushing.list_pages(opened, upload_brain_images=upload_brain_images)
+        notes = Console(stderr=True, highlight=False) if json_ else console  # stdout is for the script alone
+        outcome = pushing.push(opened, notes, upload_brain_images=brains)
+        for line in pushing.report_lines(outcome, study):
+            notes.print(escape(line), soft_wrap=True)
+        if json_:
+            print(json.dumps(pushing.outcome_json(outcome)))
+        return int(bool(outcome.lacking))
+    pages = pushing.list_pages(opened, upload_brain_images=brains)
     if json_:
-        print(json.dumps(pushing.as_json(pages), indent=2 if sys.stdout.isatty() else None))
+        print(json.dumps([page.as_json() for page in pages], indent=2 if sys.stdout.isatty() else None))
         return 0
     console.print(pushing.pages_table(pages))
     for line in pushing.total_lines(pages, study):

@@ -23,7 +23,7 @@ class Server(ThreadingHTTPServer):
 
 
 class FakeWandb:
-    """Use as a context; `runs` has history, config and end of each run by its id, `files` what was uploaded."""
+    """Use as a context; `runs` has history, config and end of each by its id, `files` what was uploaded: run/name."""
 
     def __init__(self) -> None:
         self.runs: dict[str, dict[str, Any]] = {}
@@ -35,6 +35,7 @@ class FakeWandb:
         self.hangs = False  # answers nothing
         self.gone = False  # hangs up
         self.swallows = False  # says yes to rows, and keeps none
+        self.loses_pictures = False  # the same of pictures
         self.slow_s = 0.0  # before each answer
         self._http = Server(("127.0.0.1", 0), self._handler())
         self.url = f"http://127.0.0.1:{self._http.server_port}"
@@ -85,11 +86,17 @@ class FakeWandb:
             name = re.search(r"(?:query|mutation)\s+(\w+)", query["query"])
             answer = getattr(self, f"_{name[1]}", None) if name else None
             return {"data": answer(query.get("variables") or {})} if answer else {"errors": [{"message": "unknown"}]}
+        if path.startswith("/storage/") and self.loses_pictures and "/media/" in path:
+            return {}
         if path.startswith("/storage/"):
             self.files[unquote(path.removeprefix("/storage/"))] = body
         elif path.endswith("/file_stream"):
             self._stream(self.runs[path.split("/")[-2]], json.loads(body))
         return {}
+
+    def files_of(self, run: str) -> dict[str, bytes]:
+        """What was uploaded of a run."""
+        return {key.removeprefix(f"{run}/"): body for key, body in self.files.items() if key.startswith(f"{run}/")}
 
     def _stream(self, run: dict[str, Any], body: dict[str, Any]) -> None:
         files = body.get("files", {})
@@ -138,25 +145,7 @@ class FakeWandb:
         if not self.runs:
             return {"project": None}
         group = json.loads(asked["filters"] or "{}").get("group")
-        nodes = [
-            {
-                "id": name,
-                "name": name,
-                "displayName": run.get("displayName"),
-                "state": "finished" if "exit_code" in run else "running",
-                "group": run.get("groupName"),
-                "jobType": run.get("jobType"),
-                "tags": run.get("tags") or [],
-                "config": json.dumps(run["config"]),
-                "summaryMetrics": json.dumps(run["summary"]),
-                "systemMetrics": "{}",
-                "historyLineCount": len(run["history"]),
-                "projectId": "1",
-                "user": {"name": ENTITY, "username": ENTITY},
-            }
-            for name, run in list(self.runs.items())
-            if run.get("groupName") == group
-        ]
+        nodes = [self._node(name) for name, run in list(self.runs.items()) if run.get("groupName") == group]
         edges = [{"node": node, "cursor": node["name"]} for node in nodes]
         return {
             "project": {
@@ -166,6 +155,37 @@ class FakeWandb:
                 "runs": {"edges": edges, "pageInfo": {"endCursor": None, "hasNextPage": False}},
             }
         }
+
+    def _Run(self, asked: dict[str, Any]) -> dict[str, Any]:
+        return {"project": {"internalId": "1", "run": self._node(asked["name"])}}
+
+    def _node(self, name: str) -> dict[str, Any]:
+        """A run as the public API shows it."""
+        run = self.runs[name]
+        return {
+            "id": name,
+            "name": name,
+            "displayName": run.get("displayName"),
+            "state": "finished" if "exit_code" in run else "running",
+            "group": run.get("groupName"),
+            "jobType": run.get("jobType"),
+            "tags": run.get("tags") or [],
+            "config": json.dumps(run["config"]),
+            "summaryMetrics": json.dumps(run["summary"]),
+            "systemMetrics": "{}",
+            "historyLineCount": len(run["history"]),
+            "projectId": "1",
+            "user": {"name": ENTITY, "username": ENTITY},
+        }
+
+    def _RunFiles(self, asked: dict[str, Any]) -> dict[str, Any]:
+        wanted, start = asked["fileNames"], (asked.get("pattern") or "%").removesuffix("%")
+        names = [
+            name for name in self.files_of(asked["name"]) if name in wanted or (not wanted and name.startswith(start))
+        ]
+        edges = [{"node": {"id": name, "name": name, "sizeBytes": 1}, "cursor": name} for name in names]
+        files = {"edges": edges, "pageInfo": {"endCursor": None, "hasNextPage": False}}
+        return {"project": {"internalId": "1", "run": {"fileCount": len(names), "files": files}}}
 
     def _GetDefaultEntity(self, _: dict[str, Any]) -> dict[str, Any]:
         return {"viewer": VIEWER}
@@ -186,7 +206,7 @@ class FakeWandb:
         return {"upsertBucket": {"bucket": bucket, "inserted": True}}
 
     def _CreateRunFiles(self, asked: dict[str, Any]) -> dict[str, Any]:
-        files = [{"name": name, "uploadUrl": f"{self.url}/storage/{name}"} for name in asked["files"]]
+        files = [{"name": name, "uploadUrl": f"{self.url}/storage/{asked['run']}/{name}"} for name in asked["files"]]
         return {"createRunFiles": {"runID": asked["run"], "uploadHeaders": [], "files": files}}
 
     def _View(self, asked: dict[str, Any]) -> dict[str, Any]:

@@ -32,8 +32,8 @@ from somvq.settings import read_settings
 from somvq.study.dashboards import find_subject
 from somvq.study.local import build_application
 from somvq.study.record import OpenStudy, load_study
+from somvq.tracking.contents import BRAIN_PICTURES
 from somvq.tracking.dashboard import PICTURES, Subject, build, describe, save
-from somvq.tracking.wandb import BRAIN_PICTURES
 
 pytestmark = pytest.mark.filterwarnings("ignore:Pydantic V1 style")  # wandb-workspaces 0.4, when it is imported
 

@@ -137,7 +137,7 @@ def assert_whole(server: FakeWandb) -> None:
         last = 2 if number in (DIVERGED, FAILED) else EPOCHS
         assert steps(page_of(server, f"t{number:04d}")) == list(range(1, last + 1))
         assert page_of(server, f"t{number:04d}")["exit_code"] == int(number == FAILED)
-    pictures = [name for name in server.files if name.startswith("media/images/")]
+    pictures = [name for name in server.files if "/media/images/" in name]
     assert len(pictures) == TRIALS * 2 * (len(PICTURES) - 1)
     assert not any("reconstruction" in name for name in pictures)
     assert steps(page_of(server, "summary")) == list(range(1, TRIALS + 1))
@@ -152,7 +152,7 @@ def test_what_is_listed_is_what_arrives(pushed: Pushed) -> None:
             page["rows"]
         )
         cells = [(row["_step"], key, row[key]) for row in there["history"] for key in row if key.startswith("media/")]
-        arrived = {(step, key): len(pushed.server.files[value["path"]]) for step, key, value in cells}
+        arrived = {(step, key): len(pushed.server.files[f"{page['id']}/{value['path']}"]) for step, key, value in cells}
         assert {(each["step"], each["key"]): each["bytes"] for each in page["media"]} == arrived
         config = {key: value["value"] for key, value in there["config"].items() if key != "_wandb"}
         assert (config, there["displayName"], there["groupName"]) == (page["config"], page["name"], "tiny")
@@ -163,7 +163,7 @@ def test_what_is_listed_is_what_arrives(pushed: Pushed) -> None:
 def test_a_push_says_what_it_did_and_status_where_to_look(pushed: Pushed) -> None:
     address = f"{pushed.server.url}/tester/somvq/groups/tiny"
     assert pushed.told.endswith(f"26 rows of {TRIALS + 1} runs sent, 0 there already: {address}\n")
-    assert Tracked.read(pushed.pusher.run_of(0)) == Tracked(epoch=EPOCHS, mode="online")
+    assert Tracked.read(pushed.pusher.run_of(0)) == Tracked(epoch=EPOCHS, mode="online", pictures=4)
     advice = pushed.pusher("status", "tiny")
     assert f"W&B      {address}" in advice
     assert "not on W&B" not in advice
@@ -273,6 +273,22 @@ def test_what_the_server_does_not_keep_is_not_called_sent(pusher: Pusher, server
     server.swallows = False
     pusher("push", "tiny")
     assert_whole(server)
+
+
+@pytest.mark.slow
+def test_pictures_that_a_server_lost_are_added_where_its_rows_look_for_them(pusher: Pusher, server: FakeWandb) -> None:
+    server.loses_pictures = True
+    told = pusher("push", "tiny", status=1)
+    assert "lacking  W&B was sent all of these and has not: tiny t0000" in told
+    assert not [name for name in server.files if "/media/" in name]
+    server.loses_pictures = False
+    assert f"{TRIALS * 4} pictures added" in pusher("push", "tiny")
+    assert_whole(server)
+    for name, run in server.runs.items():
+        named = {row[key]["path"] for row in run["history"] for key in row if key.startswith("media/")}
+        assert named == {file for file in server.files_of(name) if file.startswith("media/")}
+    assert "nothing new to send, 7 there already" in pusher("push", "tiny")
+    assert f"{TRIALS * 2} pictures added" in pusher("push", "tiny", "--upload-brain-images")
 
 
 @pytest.mark.slow

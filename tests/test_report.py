@@ -34,7 +34,7 @@ from somvq.study.claim import REASON as WHY
 from somvq.study.record import OpenStudy, StudyRecord, create_or_resume
 from somvq.study.status import read_status
 from somvq.study.tables import COLUMNS
-from somvq.tracking.wandb import BRAIN_PICTURES
+from somvq.tracking.contents import BRAIN_PICTURES
 
 DOCS = Path(__file__).parents[1] / "docs"
 FIGURES = {  # those of a map's last epoch, as large as they are in a run's folder

@@ -11,7 +11,7 @@ from PIL import Image
 
 from somvq.processes import usable_cores
 from somvq.report.entries import Entry, by_turns
-from somvq.tracking.wandb import BRAIN_PICTURES
+from somvq.tracking.contents import BRAIN_PICTURES
 
 KINDS = {  # the order in which they are shown, and what they are called
     "tsne": "t-SNE of tokens and codes",

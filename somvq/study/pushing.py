@@ -12,18 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from somvq.errors import SomvqError
 from somvq.files import write_json
-from somvq.runs import Run
+from somvq.runs import FINISHED, Run
 from somvq.study.lease import Lease, is_alive
 from somvq.study.record import OpenStudy, StudyRecord
 from somvq.study.status import Status, read_status
 from somvq.study.summary import FOLDER, summary_page
-from somvq.tracking.push import NOTHING, Page, Server, page_of
+from somvq.tracking.contents import Page, page_of
+from somvq.tracking.push import NOTHING, Server
 from somvq.tracking.wandb import Tracked
 
 LEASE_S = 120.0  # longer than wandb takes to give up on a page
@@ -44,6 +44,8 @@ class Outcome:
     rows: int = 0  # sent
     pages: int = 0  # sent, or brought up to date
     whole: int = 0  # were there already
+    added: int = 0  # pictures of rows that were there without them
+    address: str = ""  # where people see the study's pages
     left: list[str] = field(default_factory=list)  # to their workers
     lacking: list[Page] = field(default_factory=list)  # that the server does not have whole
 
@@ -52,15 +54,18 @@ def sources(opened: OpenStudy, *, upload_brain_images: bool) -> list[Source]:
     """All pages of a study: stages, trials, and its own."""
     folder = opened.record.folder
     runs = [Run(config.parent) for config in sorted(folder.glob("stages/*/config.json"))] + opened.record.runs()
-    found = [
-        Source(run.folder, partial(lambda at: page_of(Run(at), upload_brain_images=upload_brain_images), run.folder))
-        for run in runs
-    ]
+
+    def read(at: Path) -> Page:
+        run = Run(at)
+        state = run.progress().state
+        return page_of(run, state if state in FINISHED else "interrupted", upload_brain_images=upload_brain_images)
+
+    found = [Source(run.folder, partial(read, run.folder)) for run in runs]
     return [*found, Source(folder / FOLDER, lambda: summary_page(opened, read_status(opened)))]
 
 
-def push(opened: OpenStudy, console: Console, *, upload_brain_images: bool) -> int:
-    """Sends what W&B lacks of the study; 1 if it then still lacks some.
+def push(opened: OpenStudy, console: Console, *, upload_brain_images: bool) -> Outcome:
+    """Sends what W&B lacks of the study; what it came to.
 
     Raises:
         SomvqError: there is no key, or no answer.
@@ -69,30 +74,24 @@ def push(opened: OpenStudy, console: Console, *, upload_brain_images: bool) -> i
     (record.folder / FOLDER).mkdir(exist_ok=True)
     with Server(record.wandb_project, record.wandb_entity) as server:
         outcome = send_all(opened, server, console, upload_brain_images=upload_brain_images)
-        address = server.address(record.name)
-    write_json(address_file(record), {"address": address})
-    for name in outcome.left:
-        console.print(f"left     {name}: under way, its worker tells W&B; push again when it has ended", soft_wrap=True)
-    if outcome.lacking:
-        which = ", ".join(page.name for page in outcome.lacking)
-        advice = "push again; rows before the last that W&B has it takes no more, metrics.jsonl has all"
-        console.print(escape(f"lacking  W&B was sent all of these and has not: {which}; {advice}"), soft_wrap=True)
-    sent = f"{outcome.rows} rows of {outcome.pages} runs sent" if outcome.pages else "nothing new to send"
-    checked = f"{len(outcome.lacking)} of them not there" if outcome.lacking else f"{outcome.whole} there already"
-    console.print(escape(f"W&B      {sent}, {checked}: {address}"), soft_wrap=True)
-    return int(bool(outcome.lacking))
+        outcome.address = server.address(record.name)
+    write_json(address_file(record), {"address": outcome.address})
+    return outcome
 
 
 def send_all(opened: OpenStudy, server: Server, console: Console, *, upload_brain_images: bool) -> Outcome:
-    """Sends each page that the server has not whole, and has the server say that it came."""
-    group, outcome, sent = opened.record.name, Outcome(), list[Page]()
+    """Sends each page that the server has not whole, and has the server say that it came, pictures too."""
+    group, outcome, unsure = opened.record.name, Outcome(), list[Page]()
     known = server.ask(group)
     with progress_bar(console) as follow:
         for source in follow(sources(opened, upload_brain_images=upload_brain_images)):
             page = source.read()
             if known.get(page.id, NOTHING).is_whole(page):
                 outcome.whole += 1
-                note(page, behind=False)
+                if len(page.pictures()) == Tracked.read(Run(page.folder)).pictures:  # it was asked for them before
+                    note(page, behind=False)
+                else:
+                    unsure.append(page)
                 continue
             with held(opened, source.folder) as ours:
                 if not ours:
@@ -103,20 +102,42 @@ def send_all(opened: OpenStudy, server: Server, console: Console, *, upload_brai
                     follow.expect(len(page.steps) - known.get(page.id, NOTHING).rows)
                     outcome.rows += server.send(page, follow.step)
                     outcome.pages += 1
-                    sent.append(page)
+                    unsure.append(page)
                     if not console.is_terminal:
                         console.print(f"sent     {page.name}: {page.state}, {len(page.steps)} rows", soft_wrap=True)
-    outcome.lacking = server.check(group, sent) if sent else []
-    for page in sent:
+    with console.status("asking W&B whether it has all"):
+        checked = server.check(group, unsure)
+    outcome.lacking, outcome.added = checked.lacking, checked.added
+    for page in unsure:
         note(page, behind=page in outcome.lacking)
     return outcome
+
+
+def report_lines(outcome: Outcome, study: str) -> list[str]:
+    """What a push came to."""
+    lines = [f"left     {name}: under way, its worker tells W&B; push again when it has ended" for name in outcome.left]
+    if outcome.lacking:
+        which = ", ".join(page.name for page in outcome.lacking)
+        advice = f"somvq push {study} tries again; rows before W&B's last it takes no more, metrics.jsonl has all"
+        lines.append(f"lacking  W&B was sent all of these and has not: {which}; {advice}")
+    sent = f"{outcome.rows} rows of {outcome.pages} runs sent" if outcome.pages else "nothing new to send"
+    sent += f", {outcome.added} pictures added" if outcome.added else ""
+    checked = f"{len(outcome.lacking)} of them not there" if outcome.lacking else f"{outcome.whole} there already"
+    return [*lines, f"W&B      {sent}, {checked}: {outcome.address}"]
+
+
+def outcome_json(outcome: Outcome) -> dict[str, Any]:
+    """For scripts."""
+    return {**vars(outcome), "lacking": [page.id for page in outcome.lacking]}
 
 
 def note(page: Page, *, behind: bool) -> None:
     """Has tracking.json say what the server said; who tells of a run now says so itself."""
     if page.kind == "study" or is_alive(page.folder):
         return
-    told = Tracked(epoch=page.last, mode="online", behind=behind, error="NotVerified" if behind else None)
+    pictures = 0 if behind else len(page.pictures())
+    error = "NotVerified" if behind else None
+    told = Tracked(epoch=page.last, mode="online", behind=behind, pictures=pictures, error=error)
     path = page.folder / "tracking.json"
     if not (path.exists() and Tracked.read(Run(page.folder)) == told):
         write_json(path, told.model_dump())
@@ -217,8 +238,3 @@ def tell_study(opened: OpenStudy, status: Status) -> str:
 def address_file(record: StudyRecord) -> Path:
     """Where the address of the study's pages is kept."""
     return record.folder / FOLDER / "address.json"
-
-
-def as_json(pages: list[Page]) -> list[dict[str, Any]]:
-    """For scripts."""
-    return [page.as_json() for page in pages]

@@ -7,12 +7,13 @@ from datetime import datetime
 from itertools import accumulate
 from typing import Any
 
+from optuna.importance import get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
 from somvq.study.record import OpenStudy
 from somvq.study.status import ENDED, LABELS, Status, TrialStatus
 from somvq.study.stops import add_up
-from somvq.tracking.push import Page, Step
+from somvq.tracking.contents import Page, Step
 
 FEWEST = 4  # trials that say something of what mattered
 FOLDER = "summary"
@@ -99,13 +100,9 @@ def best(status: Status) -> dict[str, Any]:
 
 
 def importances(opened: OpenStudy, status: Status) -> dict[str, float]:
-    """How much of the first goal each searched setting decided; where enough trials differ."""
+    """How much each searched setting decided of how good trials are (PED-ANOVA); where enough trials differ."""
     done = [trial for trial in opened.study.get_trials(deepcopy=False) if trial.state == TrialState.COMPLETE]
     if len(done) < FEWEST or len({trial.values[0] for trial in done}) == 1 or not done[0].params:
         return {}
-    from optuna.importance import FanovaImportanceEvaluator, get_param_importances
-
-    found = get_param_importances(
-        opened.study, evaluator=FanovaImportanceEvaluator(seed=0), target=lambda trial: trial.values[0]
-    )
+    found = get_param_importances(opened.study)
     return {f"importance/{name}": share for name, share in found.items()}

@@ -1,10 +1,13 @@
 """What W&B is told of a run beside its ledger's rows. No part of it names a file, a folder, a person or a machine."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from somvq.config import RunConfig
-from somvq.runs import METRICS, Run, RunRecord, State, rows_of
+from somvq.runs import METRICS, Row, Run, RunRecord, State, rows_of
 
 MEDIA = "media/"
 PICTURES = {  # by the names of gallery.py
@@ -34,6 +37,97 @@ DERIVED = {
     "commit": "of somvq, where it was run from a checkout",
     "versions/*": "of somvq, torch, optuna, wandb and numpy",
 }
+
+
+@dataclass(frozen=True)
+class Step:
+    """A row of a page's history, and its pictures by their keys."""
+
+    number: int
+    row: dict[str, Any]
+    pictures: dict[str, Path] = field(default_factory=dict)
+
+    def files(self) -> dict[str, Path]:
+        """The pictures by the names that wandb gives to their files: those of a page's first row have a 0."""
+        number = self.number if self.number > 1 else 0
+        return {f"media/images/{key}_{number}_{digest(path)}.png": path for key, path in self.pictures.items()}
+
+
+@dataclass(frozen=True)
+class Page:
+    """All that W&B should have of a run; `folder` is where wandb may work, and stays."""
+
+    id: str
+    name: str
+    group: str
+    kind: str
+    project: str
+    entity: str | None
+    folder: Path
+    config: dict[str, Any]
+    tags: tuple[str, ...]
+    summary: dict[str, Any]
+    steps: list[Step] = field(default_factory=list)
+    axis: str = "epoch"  # what steps count
+    state: State = "complete"
+    withheld: int = 0  # pictures that show brains
+
+    @property
+    def last(self) -> int:
+        """The number of the last step; 0 for none."""
+        return self.steps[-1].number if self.steps else 0
+
+    def pictures(self) -> list[tuple[int, str, Path]]:
+        """All of them: step, key, file."""
+        return [(step.number, key, path) for step in self.steps for key, path in step.pictures.items()]
+
+    def files(self) -> dict[str, Path]:
+        """All of them, by the names that wandb gives to their files."""
+        return {name: path for step in self.steps for name, path in step.files().items()}
+
+    def picture_bytes(self) -> int:
+        """Of all of them."""
+        return sum(path.stat().st_size for _, _, path in self.pictures())
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything that would leave, for scripts."""
+        media = [{"step": n, "key": key, "bytes": path.stat().st_size} for n, key, path in self.pictures()]
+        said = ("id", "name", "group", "kind", "project", "entity", "config", "tags", "state", "summary", "withheld")
+        rows = [step.row for step in self.steps]
+        return {name: getattr(self, name) for name in said} | {"rows": rows, "media": media}
+
+
+def page_of(run: Run, state: State, *, upload_brain_images: bool) -> Page:
+    """What W&B should have of `run`, which is now `state`."""
+    steps = [step_of(run, row, upload_brain_images=upload_brain_images) for row in run.rows()]
+    withheld = (
+        0 if upload_brain_images else sum(name_of(path) in BRAIN_PICTURES for path in run.figures.glob("*_*.png"))
+    )
+    return replace(head_of(run, state), steps=steps, withheld=withheld)
+
+
+def head_of(run: Run, state: State) -> Page:
+    """The page of `run` without its history."""
+    record = run.record
+    return Page(
+        id=record.wandb_id,
+        name=record.name,
+        group=record.study,
+        kind=kind_of(run),
+        project=record.wandb_project,
+        entity=record.wandb_entity,
+        folder=run.folder,
+        config=config_of(record),
+        tags=tags_of(record, state),
+        summary=summary_of(run, state),
+        state=state,
+    )
+
+
+def step_of(run: Run, row: Row, *, upload_brain_images: bool) -> Step:
+    """An epoch: its row of the ledger, and its pictures."""
+    epoch = int(row["epoch"])
+    return Step(epoch, row, pictures_of(run, epoch, upload_brain_images=upload_brain_images))
 
 
 def config_of(record: RunRecord) -> dict[str, str | int | float]:
@@ -93,6 +187,11 @@ def fitting(paths: Iterable[Path], room: float) -> list[Path]:
             room -= size
             fit.append(path)
     return fit
+
+
+def digest(path: Path) -> str:
+    """What wandb adds to the name of a picture's file."""
+    return sha256(path.read_bytes()).hexdigest()[:20]
 
 
 def name_of(path: Path) -> str:

@@ -1,29 +1,30 @@
-"""Tells W&B online what it lacks. A Page is all that W&B should have of a run: what is listed is what is sent.
+"""Tells W&B online what it lacks of pages.
 
 The server alone knows what it has, so it is asked before, to send no more, and after, since it may say yes and keep
-nothing. wandb's own `sync` is told of neither.
+nothing. wandb's own `sync` is told of neither. Rows can only be added at a page's end, and each is sent with its
+pictures; those that did not arrive, since a push was killed, are added under the names that the rows give them.
 """
 
 import os
 import re
+import tempfile
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from shutil import copyfile
+from typing import Any, Self
 
 from somvq.errors import SomvqError
-from somvq.runs import FINISHED, Run, State
 from somvq.tracking import has_credentials
-from somvq.tracking.contents import config_of, kind_of, pictures_of, summary_of, tags_of
-from somvq.tracking.wandb import EXIT_CODES, TERMINATED, Options, start_page, start_wandb, stop_wandb
-
-if TYPE_CHECKING:
-    import wandb
+from somvq.tracking.contents import Page
+from somvq.tracking.wandb import Options, close_page, open_page, start_wandb, stop_wandb, tell
 
 ANSWER_S = 8  # that the server has for a question
 OPTIONS = Options("online", upload_brain_images=False, poll_s=0.0, init_timeout_s=8.0, finish_timeout_s=10.0)
-SETTLE_S = 6.0  # that the server has to show what it was sent
+SETTLE_S, PAUSE_S = 6.0, 1.0  # that the server has to show what it was sent; between two looks
 NO_ANSWER = ("did not respond in time", "deadline exceeded", "timed out")  # as wandb says it
 AT_ONCE = 100  # runs in an answer
 
@@ -36,60 +37,6 @@ class Refused(SomvqError):
     """W&B does not answer, or not as it should."""
 
     exit_status = 1
-
-
-@dataclass(frozen=True)
-class Step:
-    """A row of a page's history, and its pictures by their keys."""
-
-    number: int
-    row: dict[str, Any]
-    pictures: dict[str, Path] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Page:
-    """All that W&B should have of a run; `folder` is where wandb may work, and stays."""
-
-    id: str
-    name: str
-    group: str
-    kind: str
-    project: str
-    entity: str | None
-    folder: Path
-    config: dict[str, Any]
-    tags: tuple[str, ...]
-    summary: dict[str, Any]
-    steps: list[Step]
-    axis: str = "epoch"  # what steps count
-    state: State = "complete"
-    withheld: int = 0  # pictures that show brains
-
-    @property
-    def last(self) -> int:
-        """The number of the last step; 0 for none."""
-        return self.steps[-1].number if self.steps else 0
-
-    @property
-    def exit_code(self) -> int:
-        """How its process ended, as W&B sees it."""
-        return EXIT_CODES.get(self.state, TERMINATED)
-
-    def pictures(self) -> list[tuple[int, str, Path]]:
-        """All of them: step, key, file."""
-        return [(step.number, key, path) for step in self.steps for key, path in step.pictures.items()]
-
-    def picture_bytes(self) -> int:
-        """Of all of them."""
-        return sum(path.stat().st_size for _, _, path in self.pictures())
-
-    def as_json(self) -> dict[str, Any]:
-        """Everything that would leave, for scripts."""
-        media = [{"step": n, "key": key, "bytes": path.stat().st_size} for n, key, path in self.pictures()]
-        said = ("id", "name", "group", "kind", "project", "entity", "config", "tags", "state", "summary", "withheld")
-        rows = [step.row for step in self.steps]
-        return {name: getattr(self, name) for name in said} | {"rows": rows, "media": media}
 
 
 @dataclass(frozen=True)
@@ -108,31 +55,12 @@ class Known:
 NOTHING = Known(0, {})
 
 
-def page_of(run: Run, *, upload_brain_images: bool) -> Page:
-    """What W&B should have of `run`, which nobody trains now."""
-    record, state = run.record, run.progress().state
-    ended: State = state if state in FINISHED else "interrupted"
-    steps, withheld = [], 0
-    for row in run.rows():
-        epoch = int(row["epoch"])
-        pictures = pictures_of(run, epoch, upload_brain_images=upload_brain_images)
-        withheld += 0 if upload_brain_images else len(pictures_of(run, epoch, upload_brain_images=True)) - len(pictures)
-        steps.append(Step(epoch, row, pictures))
-    return Page(
-        id=record.wandb_id,
-        name=record.name,
-        group=record.study,
-        kind=kind_of(run),
-        project=record.wandb_project,
-        entity=record.wandb_entity,
-        folder=run.folder,
-        config=config_of(record),
-        tags=tags_of(record, ended),
-        summary=summary_of(run, ended),
-        steps=steps,
-        state=ended,
-        withheld=withheld,
-    )
+@dataclass(frozen=True)
+class Checked:
+    """What the server said of pages that it was sent."""
+
+    lacking: list[Page]
+    added: int  # pictures that had not arrived
 
 
 class Server:
@@ -188,16 +116,40 @@ class Server:
         """Sends what the server lacks of `page`; how many rows."""
         return int(self._try(lambda: send(page, on_step)))
 
-    def check(self, group: str, pages: Iterable[Page]) -> list[Page]:
-        """Those of `pages` that the server, some seconds later at most, does not have whole."""
-        lacking, deadline = list(pages), time.monotonic() + SETTLE_S
-        while lacking:
+    def check(self, group: str, pages: Iterable[Page]) -> Checked:
+        """Whether the server, some seconds later at most, has all of `pages`; gives it pictures that it lost."""
+        lacking, added, deadline = list(pages), 0, time.monotonic() + SETTLE_S
+        for look in count() if lacking else ():
             known = self.ask(group)
-            lacking = [page for page in lacking if not known.get(page.id, NOTHING).is_whole(page)]
+            behind = [page for page in lacking if not known.get(page.id, NOTHING).is_whole(page)]
+            lost = {page.id: self.lost_pictures(page) for page in lacking if page not in behind and page.files()}
+            lacking = [page for page in lacking if page in behind or lost.get(page.id)]
             if not lacking or time.monotonic() > deadline:
                 break
-            time.sleep(1.0)
-        return lacking
+            time.sleep(PAUSE_S)
+            if look == 1:  # they had their time to arrive
+                added = sum(self.add(page, lost.get(page.id, {})) for page in lacking)
+        return Checked(lacking, added)
+
+    def lost_pictures(self, page: Page) -> dict[str, Path]:
+        """The pictures of `page` that the server does not have, by the names of their files."""
+        files = self._try(lambda: list(self._run(page).files(pattern="media/%", per_page=AT_ONCE)))
+        there = {without_step(file.name) for file in files}
+        return {name: path for name, path in page.files().items() if without_step(name) not in there}
+
+    def add(self, page: Page, pictures: dict[str, Path]) -> int:
+        """Adds `pictures` to the page's files; how many."""
+        with tempfile.TemporaryDirectory() as root:
+            for name, path in pictures.items():
+                copy = Path(root, name)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                copyfile(path, copy)
+                self._try(partial(upload, self._run(page), copy, root))
+        return len(pictures)
+
+    def _run(self, page: Page) -> Any:
+        """The page as wandb's Api has it."""
+        return self.api.run(f"{self.entity}/{self.project}/{page.id}")
 
     def _try(self, request: Callable[[], Any]) -> Any:
         """What the server answers."""
@@ -220,36 +172,28 @@ def why(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
+def upload(there: Any, path: Path, root: str) -> None:
+    """Adds a file to a page of wandb's Api, which then asks for it at once, though it may not be listed yet."""
+    from wandb.errors import CommError
+
+    try:
+        there.upload_file(str(path), root)
+    except CommError as error:
+        if not isinstance(error.exc, IndexError):
+            raise
+
+
+def without_step(name: str) -> str:
+    """A picture's file by its key and its contents alone: the step in its name is wandb's affair."""
+    return re.sub(r"_\d+_(?=[0-9a-f]{20}\.png$)", "_", name)
+
+
 def send(page: Page, on_step: Callable[[], object] = lambda: None) -> int:
     """Sends what the server lacks of `page`, and how it ended; how many rows. Raises what wandb does."""
-    import wandb
-
-    there = start_page(
-        "online",
-        OPTIONS,
-        entity=page.entity,
-        project=page.project,
-        id=page.id,
-        name=page.name,
-        group=page.group,
-        job_type=page.kind,
-        config=page.config,
-        dir=page.folder,
-    )
-    there.define_metric("*", step_metric=page.axis)
+    there = open_page(page, "online", OPTIONS)
     missing = [step for step in page.steps if step.number >= there.starting_step]
     for step in missing:
-        pictures = {key: wandb.Image(str(path)) for key, path in step.pictures.items()}
-        there.log({**step.row, **pictures}, step=step.number, commit=True)
+        tell(there, step)
         on_step()
-    end(there, page)
+    close_page(there, page)
     return len(missing)
-
-
-def end(there: "wandb.Run", page: Page) -> None:
-    """Tells the page how its run ended."""
-    there.summary.update(page.summary)
-    there.tags = page.tags
-    if page.exit_code == TERMINATED:
-        there.mark_preempting()
-    there.finish(exit_code=page.exit_code)

@@ -21,12 +21,10 @@ from pydantic import BaseModel, ConfigDict
 from somvq.files import write_json
 from somvq.runs import Run, State
 from somvq.tracking import Tracker, has_credentials
-from somvq.tracking.contents import BRAIN_PICTURES, config_of, kind_of, pictures_of, summary_of, tags_of
+from somvq.tracking.contents import Page, Step, config_of, head_of, step_of
 
 if TYPE_CHECKING:
     import wandb
-
-__all__ = ["BRAIN_PICTURES", "Options", "Projection", "Tracked", "WandbTracker", "open_page", "stop_wandb"]
 
 EXIT_CODES: dict[State, int] = {"complete": 0, "pruned": 0, "diverged": 0, "collapsed": 0, "failed": 1}
 TERMINATED = 143  # exit code of what SIGTERM ended: every other state
@@ -69,6 +67,7 @@ class Tracked(BaseModel):
     epoch: int = 0  # the last one told
     mode: Literal["online", "offline"] = "offline"
     behind: bool = False  # W&B has less than was asked for; the ledger has all
+    pictures: int = 0  # that W&B said it has, when it was asked for them
     error: str | None = None  # why: a class, since a message may hold a path
 
     @classmethod
@@ -195,10 +194,10 @@ class Projection:
         except Exception as error:
             return self._give_up(error)
         try:
-            page = self._open()
+            there = self._open()
             atexit.register(self.finish, "interrupted")  # before wandb's own, which waits for ever and says "finished"
-            self._follow(page)
-            self._close(page)
+            self._follow(there)
+            self._close(there)
         except Exception as error:
             self._give_up(error)
             stop_wandb()
@@ -211,18 +210,18 @@ class Projection:
             try:
                 if self._options.left_alone:
                     raise LeftAlone
-                page = open_page(self._run, "online", self._options)
+                there = open_page(head_of(self._run, "running"), "online", self._options)
                 # Rows that a killed attempt could not send are in tracking.json, but only the server knows which
-                self._tracked = Tracked(epoch=max(page.starting_step - 1, 0), mode="online")
-                return page
+                self._tracked = Tracked(epoch=max(there.starting_step - 1, 0), mode="online")
+                return there
             except Exception as error:
                 self._note(mode="offline", behind=True, error=type(error).__name__)
                 stop_wandb()  # it holds the run's id, and would refuse it to the offline page
         else:
             self._tracked = Tracked(epoch=self._tracked.epoch)
-        return open_page(self._run, "offline", self._options)
+        return open_page(head_of(self._run, "running"), "offline", self._options)
 
-    def _follow(self, page: "wandb.Run") -> None:
+    def _follow(self, there: "wandb.Run") -> None:
         """Tells the page each row of the ledger as it comes, until the run has ended and none is left."""
         described = False
         while True:
@@ -232,33 +231,19 @@ class Projection:
             rows = [row for row in self._run.rows() if int(row["epoch"]) > self._tracked.epoch]
             if rows and not described:  # since there is a row, its attempt has noted the device
                 told = config_of(Run(self._run.folder).record)
-                page.config.update(told, allow_val_change=True)  # type: ignore[no-untyped-call]
+                there.config.update(told, allow_val_change=True)  # type: ignore[no-untyped-call]
                 described = True
             for row in rows:
-                epoch = int(row["epoch"])
-                page.log({**row, **self._pictures(epoch)}, step=epoch, commit=True)  # else it is held back
-                self._note(epoch=epoch)
+                step = step_of(self._run, row, upload_brain_images=self._options.upload_brain_images)
+                tell(there, step)
+                self._note(epoch=step.number)
             if ended:
                 return
             self._ended.wait(self._options.poll_s)
 
-    def _pictures(self, epoch: int) -> dict[str, "wandb.Image"]:
-        """The pictures of `epoch`; as files, which arrive as they are: of floats wandb.Image makes black ones."""
-        import wandb
-
-        found = pictures_of(self._run, epoch, upload_brain_images=self._options.upload_brain_images)
-        return {key: wandb.Image(str(path)) for key, path in found.items()}
-
-    def _close(self, page: "wandb.Run") -> None:
+    def _close(self, there: "wandb.Run") -> None:
         """Tells the page how the run ended."""
-        page.summary.update(summary_of(self._run, self._state))
-        page.tags = tags_of(self._run.record, self._state)
-        exit_code = EXIT_CODES.get(self._state, TERMINATED)
-        if exit_code == TERMINATED and self._tracked.mode == "online":
-            page.mark_preempting()
-        page.finish(exit_code=exit_code)
-        if _said.refusal():
-            raise Refused  # finish is silent about it
+        close_page(there, head_of(self._run, self._state))
         self._note()  # no longer behind, even where there was no row left to tell
 
     def _give_up(self, error: Exception) -> None:
@@ -280,45 +265,53 @@ def patience_s(trained_s: float) -> float:
     return min(max(LEAST_WAIT_S, COST * trained_s), FINISH_TIMEOUT_S)
 
 
-def open_page(run: Run, mode: Literal["online", "offline"], options: Options) -> "wandb.Run":
-    """Starts the page of `run`; raises rather than asks or waits."""
-    record = run.record
-    page = start_page(
-        mode,
-        options,
-        entity=record.wandb_entity,
-        project=record.wandb_project,
-        id=record.wandb_id,
-        name=record.name,
-        group=record.study,
-        job_type=kind_of(run),
-        tags=tags_of(record),
-        config=config_of(record),
-        dir=run.folder,
-    )
-    import wandb
-
-    page.define_metric("*", step_metric="epoch")
-    _said.lines.clear()
-    wandb.termsetup(_settings(silent=True), _said)
-    return page
-
-
-def start_page(mode: Literal["online", "offline"], options: Options, **told: Any) -> "wandb.Run":
-    """A page, new or continued; raises rather than asks or waits."""
+def open_page(page: Page, mode: Literal["online", "offline"], options: Options) -> "wandb.Run":
+    """Starts the page, or goes on with it; raises rather than asks or waits."""
     if mode == "online" and not has_credentials():
         raise NoCredentials
     start_wandb()
     import wandb
 
-    return wandb.init(
-        **told,
+    there = wandb.init(
+        entity=page.entity,
+        project=page.project,
+        id=page.id,
+        name=page.name,
+        group=page.group,
+        job_type=page.kind,
+        tags=page.tags,
+        config=page.config,
         allow_val_change=True,  # versions, from one attempt to the next
+        dir=page.folder,
         mode=mode,
         resume="allow",
         reinit="create_new",
         settings=_settings(**PRIVATE, **_bounds(options)),
     )
+    there.define_metric("*", step_metric=page.axis)
+    _said.lines.clear()
+    wandb.termsetup(_settings(silent=True), _said)
+    return there
+
+
+def tell(there: "wandb.Run", step: Step) -> None:
+    """Adds a row; pictures as files, which arrive as they are: of floats wandb.Image makes black ones."""
+    import wandb
+
+    pictures = {key: wandb.Image(str(path)) for key, path in step.pictures.items()}
+    there.log({**step.row, **pictures}, step=step.number, commit=True)  # else it is held back
+
+
+def close_page(there: "wandb.Run", page: Page) -> None:
+    """Says how the run of `page` ended, or for now; raises where W&B did not take all."""
+    there.summary.update(page.summary)
+    there.tags = page.tags
+    exit_code = EXIT_CODES.get(page.state, TERMINATED)
+    if exit_code == TERMINATED and not there.offline:
+        there.mark_preempting()
+    there.finish(exit_code=exit_code)
+    if _said.refusal():
+        raise Refused  # finish is silent about it
 
 
 def start_wandb() -> None:
