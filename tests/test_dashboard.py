@@ -30,7 +30,7 @@ from somvq.errors import DefinitionError, SomvqError, StudyError
 from somvq.runs import METRICS, why_not_measured
 from somvq.settings import read_settings
 from somvq.study.dashboards import find_subject
-from somvq.study.local import build_application
+from somvq.study.local import Shown, build_application
 from somvq.study.record import OpenStudy, load_study
 from somvq.tracking.dashboard import PICTURES, Subject, build, describe, save
 from somvq.tracking.wandb import BRAIN_PICTURES
@@ -372,6 +372,18 @@ def test_a_study_is_served_with_its_runs_figures_to_this_machine_alone(studied: 
         path: path.read_bytes() for path in studied.folder.rglob("*") if path.is_file() and "-shm" not in path.name
     }
     assert {path for path in after if before.get(path) != after[path] and "-wal" not in path.name} == set()
+
+
+def test_a_damaged_ledger_hides_no_other_trial_from_the_local_dashboard(studied: Lab) -> None:
+    ledger = studied.run_of(0).ledger
+    whole = ledger.read_text()
+    ledger.write_text("{torn\n{torn\n")
+    shown = Shown(look_at(studied))
+    first, second = shown.get_all_trials(shown.study_id)
+    ledger.write_text(whole)
+    assert f"{ledger} is damaged" in first.user_attrs["damaged"]
+    assert second.intermediate_values
+    assert "damaged" not in second.user_attrs
 
 
 @pytest.mark.slow

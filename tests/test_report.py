@@ -28,7 +28,7 @@ from somvq.errors import DefinitionError
 from somvq.report.page import check_place, draw_page
 from somvq.report.pictures import BUDGET, draw_gallery
 from somvq.report.privacy import Censor
-from somvq.runs import Attempt, Run, RunRecord
+from somvq.runs import METRICS, Attempt, Run, RunRecord
 from somvq.settings import Settings
 from somvq.study.claim import REASON as WHY
 from somvq.study.record import OpenStudy, StudyRecord, create_or_resume
@@ -460,16 +460,22 @@ def test_a_study_of_several_goals_and_constraints_has_a_report(maker: Maker) -> 
 
 def test_damaged_and_deleted_files_cost_their_own_trial_alone(maker: Maker) -> None:
     opened = maker.begin()
-    runs = [maker.add(opened) for _ in range(5)]
-    for run in runs:
+    runs = [maker.add(opened) for _ in range(6)]
+    for run in runs[3:]:
         draw(run)
     runs[0].ledger.write_text('{"epoch": 1}\n{torn\n{torn\n')
     (runs[1].folder / "state.json").write_text("{torn")
     (runs[2].folder / "config.json").write_text("{torn")
+    runs[5].attempts_ledger.write_bytes(b"\xff\n")
+    stage = opened.record.folder / "stages" / "ae-0123"
+    stage.mkdir(parents=True)
+    (stage / "state.json").write_text("{torn")
     shutil.rmtree(runs[3].figures)
     runs[4].figure("tsne", EPOCHS).write_bytes((DOCS / "tsne.png").read_bytes()[:2000])
     told = page_of(opened)
-    assert told.count("is damaged") >= 2
+    for number, name in enumerate(("metrics.jsonl", "state.json", "config.json")):
+        assert f">{number:04d}/{name} is damaged" in told
+    assert ">0005/attempts.jsonl is damaged; restore it, or delete it<" in told
     assert "1 figure could not be read." in told
     assert str(maker.settings.runs.resolve()) not in told
     assert 'data-kind="usage" data-trial="made/4"' in told
@@ -549,9 +555,23 @@ def test_commands_keep_what_reproduces_and_lose_places(command: str, left: str) 
 # The command
 
 
+def test_a_report_has_no_columns_and_controls_that_nothing_measured(maker: Maker) -> None:
+    (maker.cohort / "baseline.json").unlink()
+    opened = maker.begin()
+    run = maker.add(opened)
+    run.ledger.write_text(json.dumps({"epoch": EPOCHS, "val/ssim": 0.5, "val/mse_q": 0.25}) + "\n")
+    told = page_of(opened)
+    columns = re.findall(r'<th scope="col"[^>]* data-column="([^"]+)"', told)
+    assert columns == ["trial", "state", "val/ssim", "epochs", "setting gamma", "setting topology", "notes"]
+    assert "mean image" not in told
+    assert METRICS["val/mse_q"].split(",")[0] in told.split('id="definitions"')[1]
+
+
 def test_a_place_where_no_report_can_be_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DefinitionError, match=r"--html nowhere/r.html: there is no folder nowhere; make it first"):
         check_place(Path("nowhere/r.html"))
+    with pytest.raises(DefinitionError, match=r"--html psom: the file's name must end in .html"):
+        check_place(Path("psom"))
     with pytest.raises(DefinitionError, match=rf"{tmp_path} is a folder; give a file in it: {tmp_path}/report.html"):
         check_place(tmp_path)
 
@@ -575,3 +595,5 @@ def test_studies_are_compared_side_by_side_and_for_scripts(maker: Maker, capsys:
     assert "the best of each study" not in told("first")
     with pytest.raises(DefinitionError, match="--html and --json: give one of them"):
         compare(["first"], html=Path("r.html"), json_=True, runs=maker.settings.runs)
+    with pytest.raises(DefinitionError, match="--no-brain-images needs --html FILE"):
+        compare(["first"], brain_images=False, runs=maker.settings.runs)

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from somvq.audit import working_folder
 from somvq.data.cohort import CohortIndex
+from somvq.errors import RunError
 from somvq.study.record import OpenStudy
 from somvq.study.status import Status
 
@@ -88,6 +89,6 @@ def hosts_of(opened: OpenStudy, number: int) -> dict[str, str]:
     """The machines that trial `number` was on."""
     try:
         hosts = {attempt.host for attempt in opened.record.run(number).attempts()}
-    except ValueError:  # damaged
+    except RunError:  # damaged
         hosts = set()
     return {name: "[host]" for host in hosts for name in (host, host.split(".")[0])}
