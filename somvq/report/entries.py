@@ -13,6 +13,8 @@ from somvq.study.record import OpenStudy
 from somvq.study.status import ENDED, Status, TrialStatus
 from somvq.study.tables import Columns, cells
 
+LONGEST = 400  # letters of a reason
+
 
 @dataclass(frozen=True)
 class Member:
@@ -98,9 +100,14 @@ def make_entry(member: Member, trial: TrialStatus, *, best: bool) -> Entry:
     said = [f"as trial {trial.same_as}"] if trial.same_as is not None else []
     said += [f"does not keep {', '.join(trial.broken)}"] if trial.broken and trial.state in ENDED else []
     reason = trial.reason.replace(f"{member.opened.record.folder}/", "")  # which file of a run, but not where
-    said += [member.censor.clean(reason)] if reason else []
+    said += [shorten(member.censor.clean(reason))] if reason else []
     said += [f"copied from {trial.copied_from}"] if trial.copied_from else []
     return Entry(member.name, trial, run, {**settings, **trial.params}, best, "; ".join(said))
+
+
+def shorten(reason: str) -> str:
+    """Its beginning, where it is longer than a table has room for."""
+    return reason if len(reason) <= LONGEST else f"{reason[:LONGEST]}…"
 
 
 def by_turns(entries: Sequence[Entry]) -> list[Entry]:
