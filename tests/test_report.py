@@ -573,6 +573,8 @@ def test_a_report_has_no_columns_and_controls_that_nothing_measured(maker: Maker
     told = page_of(opened)
     columns = re.findall(r'<th scope="col"[^>]* data-column="([^"]+)"', told)
     assert columns == ["trial", "state", "val/ssim", "epochs", "setting gamma", "setting topology", "notes"]
+    maker.add(opened, TrialState.PRUNED).ledger.write_text(json.dumps({"epoch": 2, "val/ssim": 0.1}) + "\n")
+    assert f'data-value="2">0 + 2/{EPOCHS}</td>' in page_of(opened)
     assert "mean image" not in told
     assert METRICS["val/mse_q"].split(",")[0] in told.split('id="definitions"')[1]
 
@@ -582,6 +584,8 @@ def test_a_place_where_no_report_can_be_is_refused(tmp_path: Path) -> None:
         check_place(Path("nowhere/r.html"))
     with pytest.raises(DefinitionError, match=r"--html psom: the file's name must end in .html"):
         check_place(Path("psom"))
+    with pytest.raises(DefinitionError, match=r"--html /proc/1/r.html: the folder /proc/1 is read-only; choose another"):
+        check_place(Path("/proc/1/r.html"))
     with pytest.raises(DefinitionError, match=rf"{tmp_path} is a folder; give a file in it: {tmp_path}/report.html"):
         check_place(tmp_path)
 

@@ -158,13 +158,14 @@ def table_cells(entry: Entry, metrics: Columns, settings: Sequence[str]) -> dict
     """A trial's row of the leaderboard, by column; numbers as the terminal shows them."""
     trial = entry.trial
     numbers = zip(metrics, cells(trial.row, metrics), strict=True)
-    epochs = f"{trial.stage_epochs} + {trial.epochs}" if trial.epochs else ""
+    own = f"{trial.epoch}/{trial.epochs}" if trial.epoch < trial.epochs else f"{trial.epochs}"
+    epochs = f"{trial.stage_epochs} + {own}" if trial.epochs else ""
     return {
         "study": Cell(entry.study, entry.study),
         "trial": Cell(str(trial.number), trial.number),
         "state": Cell(trial.state, trial.state),
         **{name: Cell(text, finite(trial.row.get(name))) for name, text in numbers},
-        "epochs": Cell(epochs, trial.stage_epochs + trial.epochs),
+        "epochs": Cell(epochs, trial.stage_epochs + trial.epoch),
         **{f"setting {name}": setting_cell(entry.settings.get(name)) for name in settings},
         "notes": Cell(entry.notes, entry.notes),
     }

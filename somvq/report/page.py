@@ -3,6 +3,7 @@
 import base64
 import gzip
 import json
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -59,6 +60,8 @@ def check_place(path: Path) -> None:
         raise DefinitionError(f"--html {path}: the file's name must end in .html")
     if not path.parent.is_dir():
         raise DefinitionError(f"--html {path}: there is no folder {path.parent}; make it first")
+    if not os.access(path.parent, os.W_OK):
+        raise DefinitionError(f"--html {path}: the folder {path.parent.resolve()} is read-only; choose another")
 
 
 def write_report(path: Path, studies: Sequence[OpenStudy], *, brain_images: bool, on_step: OnStep) -> int:

@@ -107,7 +107,9 @@ def leaderboard(status: Status) -> Table:
     """Finished trials, best first, beside the mean image and the auto-encoder that they started from."""
     aim = ", ".join(f"{goal} {metric}" for metric, goal in status.goals)
     title = f"{status.study}: {aim} on the validation set"
+    title += "" if status.count("done") else "; no finished trial yet"
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    table.min_width = len(title)  # a narrow table would break it
     columns = columns_of([status])
     for heading in ("trial", *(heading for heading, _ in columns.values()), "epochs\nAE + own"):
         table.add_column(heading, justify="right", no_wrap=True)
