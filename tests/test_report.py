@@ -491,6 +491,23 @@ def test_damaged_and_deleted_files_cost_their_own_trial_alone(maker: Maker) -> N
 
 
 @pytest.mark.slow
+def test_names_of_rows_are_no_markup_in_charts(maker: Maker) -> None:
+    names = ["<a href='https://elsewhere.example'>x</a>", "a & b"]
+    space = {name: told for name, told in SPACE.items() if name not in KINDS}
+    opened = maker.begin(parameters=space, rows={name: {"gamma": 0.5 + i / 10} for i, name in enumerate(names)})
+    for number, name in enumerate(names):
+        run = maker.make_run(opened, number, {"gamma": 0.5, "topology": "toroidal"}, 2)
+        kinds = {"row": CategoricalDistribution(names)}
+        opened.study.add_trial(
+            create_trial(params={"row": name}, distributions=kinds, values=[run.last_row()["val/ssim"]])
+        )
+    drawn = unpack(page_of(opened), "drawings")
+    assert "<a" not in drawn
+    assert "&lt;a href='https://elsewhere.example'>x" in drawn
+    assert "a &amp; b" in drawn
+
+
+@pytest.mark.slow
 def test_of_many_trials_the_best_have_figures(maker: Maker) -> None:
     opened = maker.begin()
     small = Image.new("RGB", (80, 60))
@@ -584,7 +601,9 @@ def test_a_place_where_no_report_can_be_is_refused(tmp_path: Path) -> None:
         check_place(Path("nowhere/r.html"))
     with pytest.raises(DefinitionError, match=r"--html psom: the file's name must end in .html"):
         check_place(Path("psom"))
-    with pytest.raises(DefinitionError, match=r"--html /proc/1/r.html: the folder /proc/1 is read-only; choose another"):
+    with pytest.raises(
+        DefinitionError, match=r"--html /proc/1/r.html: the folder /proc/1 is read-only; choose another"
+    ):
         check_place(Path("/proc/1/r.html"))
     with pytest.raises(DefinitionError, match=rf"{tmp_path} is a folder; give a file in it: {tmp_path}/report.html"):
         check_place(tmp_path)
