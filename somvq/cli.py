@@ -344,10 +344,12 @@ def compare(
     from somvq.study.tables import best_table, leaderboard
 
     silence_optuna()
-    settings = read_settings(runs=runs, storage=storage)
-    opened = [load_study(settings, name, looking=True) for name in dict.fromkeys(studies)]
     if html and json_:
         raise DefinitionError("--html and --json: give one of them")
+    if not (brain_images or html):
+        raise DefinitionError("--no-brain-images needs --html FILE: tables have no images")
+    settings = read_settings(runs=runs, storage=storage)
+    opened = [load_study(settings, name, looking=True) for name in dict.fromkeys(studies)]
     if html:
         return report_on(opened, html, brain_images=brain_images)
     found = [read_status(study) for study in opened]

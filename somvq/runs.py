@@ -275,7 +275,7 @@ class Run:
         try:
             return RunRecord.model_validate_json(path.read_text())
         except ValueError as error:
-            raise RunError(f"{path} is damaged, or of another version of somvq") from error
+            raise unreadable(path) from error
 
     def note_device(self, device: Device) -> None:
         """Adds `device` to config.json, unless the run was on it last; for who holds the run."""
@@ -344,8 +344,12 @@ class Run:
 
     def lengths(self) -> tuple[int, int]:
         """Epochs of the run, and of the auto-encoder that it starts from; cheaper than its whole record."""
-        told = json.loads((self.folder / "config.json").read_text())
-        return told["config"]["epochs"], told["config"]["ae_epochs"] if told["stages"] else 0
+        path = self.folder / "config.json"
+        try:
+            told = json.loads(path.read_text())
+            return told["config"]["epochs"], told["config"]["ae_epochs"] if told["stages"] else 0
+        except (ValueError, KeyError, TypeError) as error:
+            raise unreadable(path) from error
 
     def append(self, row: Row) -> None:
         """One more line of the ledger, on disk when this returns."""
@@ -353,7 +357,10 @@ class Run:
 
     def attempts(self) -> list[Attempt]:
         """Every try at the run, oldest first; the last one may be under way."""
-        read = [Attempt.model_validate_json(line) for line in whole_lines(self.attempts_ledger)]
+        try:
+            read = [Attempt.model_validate_json(line) for line in whole_lines(self.attempts_ledger)]
+        except ValueError as error:
+            raise RunError(f"{self.attempts_ledger} is damaged; restore it, or delete it") from error
         return list({attempt.number: attempt for attempt in read}.values())  # each has a line for its begin and its end
 
     def note_attempt(self, attempt: Attempt) -> None:
@@ -381,6 +388,11 @@ class Run:
     def figure(self, name: str, epoch: int) -> Path:
         """Where the figure `name` of `epoch` belongs."""
         return self.figures / f"{name}_{epoch:04d}.png"
+
+
+def unreadable(path: Path) -> RunError:
+    """What is to be said of a config.json that does not say what the run was told."""
+    return RunError(f"{path} is damaged, or of another version of somvq")
 
 
 def whole_lines(path: Path) -> list[str]:

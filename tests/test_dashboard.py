@@ -30,7 +30,7 @@ from somvq.errors import DefinitionError, SomvqError, StudyError
 from somvq.runs import METRICS, why_not_measured
 from somvq.settings import read_settings
 from somvq.study.dashboards import find_subject
-from somvq.study.local import build_application
+from somvq.study.local import Shown, build_application, guarded
 from somvq.study.record import OpenStudy, load_study
 from somvq.tracking.contents import BRAIN_PICTURES
 from somvq.tracking.dashboard import PICTURES, Subject, build, describe, save
@@ -261,6 +261,13 @@ def test_without_a_key_none_is_asked_for(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.slow
+def test_an_address_that_is_none_is_named(tracked: Lab) -> None:
+    said = tracked.run("dashboard", "tiny", status=2, WANDB_BASE_URL="nonsense")
+    assert said.startswith("error: WANDB_BASE_URL is 'nonsense', which W&B refuses: ")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.slow
 def test_a_server_that_is_away_or_hangs_or_refuses_is_said_in_one_line_and_soon(
     tracked: Lab, server: FakeWandb
 ) -> None:
@@ -333,6 +340,7 @@ def draw(path: Path, shade: int) -> bytes:
     return path.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_study_is_served_with_its_runs_figures_to_this_machine_alone(studied: Lab) -> None:
     run = studied.run_of(1)
     draw(run.figure("tsne", 1), 10)
@@ -372,6 +380,41 @@ def test_a_study_is_served_with_its_runs_figures_to_this_machine_alone(studied: 
         path: path.read_bytes() for path in studied.folder.rglob("*") if path.is_file() and "-shm" not in path.name
     }
     assert {path for path in after if before.get(path) != after[path] and "-wal" not in path.name} == set()
+
+
+@pytest.mark.parametrize(
+    ("host", "method", "status"),
+    [
+        ("127.0.0.1:8080", "GET", "200 OK"),
+        ("LocalHost:9000", "HEAD", "200 OK"),
+        ("127.0.0.1.elsewhere.example", "GET", "403 Forbidden"),
+        ("", "GET", "403 Forbidden"),
+        ("localhost", "POST", "405 Method Not Allowed"),
+    ],
+)
+def test_the_local_dashboard_answers_this_machine_and_changes_nothing(host: str, method: str, status: str) -> None:
+    said: list[Any] = []
+
+    def application(environ: dict[str, Any], start: Any) -> list[bytes]:
+        start("200 OK", [("Access-Control-Allow-Origin", "*"), ("Content-Type", "text/html")])
+        return []
+
+    list(guarded(application)({"HTTP_HOST": host, "REQUEST_METHOD": method}, lambda *told: said.append(told)))
+    ((told, headers),) = said
+    assert told == status
+    assert "Access-Control-Allow-Origin" not in dict(headers)
+
+
+def test_a_damaged_ledger_hides_no_other_trial_from_the_local_dashboard(studied: Lab) -> None:
+    ledger = studied.run_of(0).ledger
+    whole = ledger.read_text()
+    ledger.write_text("{torn\n{torn\n")
+    shown = Shown(look_at(studied))
+    first, second = shown.get_all_trials(shown.study_id)
+    ledger.write_text(whole)
+    assert f"{ledger} is damaged" in first.user_attrs["damaged"]
+    assert second.intermediate_values
+    assert "damaged" not in second.user_attrs
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ from somvq.errors import DefinitionError
 from somvq.report.page import check_place, draw_page
 from somvq.report.pictures import BUDGET, draw_gallery
 from somvq.report.privacy import Censor
-from somvq.runs import Attempt, Run, RunRecord
+from somvq.runs import METRICS, Attempt, Run, RunRecord
 from somvq.settings import Settings
 from somvq.study.claim import REASON as WHY
 from somvq.study.record import OpenStudy, StudyRecord, create_or_resume
@@ -180,9 +180,10 @@ def unpack(page: str, name: str) -> str:
 
 
 TRIALS, FAILED, PRUNED = 14, [5], [13]
+DRAWN = range(8, 12)  # the best among them
 
 
-def make_study(folder: Path, trials: int) -> None:
+def make_study(folder: Path, trials: int, drawn: range) -> None:
     """The study `made` in a user's folder; every eighth trial failed, the later of them were pruned."""
     maker = Maker(folder)
     opened = maker.begin()
@@ -192,14 +193,16 @@ def make_study(folder: Path, trials: int) -> None:
             state, reason = (TrialState.FAIL, REASON) if failed else (TrialState.PRUNED, "behind the median")
             maker.add(opened, state, reason, rows=EPOCHS)
         else:
-            draw(maker.add(opened, rows=EPOCHS))
+            run = maker.add(opened, rows=EPOCHS)
+            if number in drawn:
+                draw(run)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A user's folder with the study `made`."""
     folder = tmp_path_factory.mktemp("lab")
-    make_study(folder, TRIALS)
+    make_study(folder, TRIALS, DRAWN)
     return folder
 
 
@@ -217,7 +220,7 @@ def report(folder: Path) -> Path:
 
 @pytest.mark.slow
 def test_a_report_of_fifty_trials_is_small_and_soon_there(tmp_path: Path) -> None:
-    make_study(tmp_path, 50)
+    make_study(tmp_path, 50, range(50))
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = somvq(tmp_path, "compare", "made", "--html", "report.html")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -295,6 +298,7 @@ def test_the_leaderboard_shows_what_ledgers_say_best_first(page: Page, folder: P
     assert compared[:3] == [f"{ours:.3f}", f"{mean:.3f}", f"+{ours - mean:.3f} better"]
 
 
+@pytest.mark.slow
 def test_rows_are_sorted_by_click_and_key_and_filtered_by_words_ranges_and_chips(page: Page) -> None:
     used = {number: number % 16 for number in range(TRIALS)}
     heading = page.locator("#trials th", has=page.get_by_role("button", name="codes used"))
@@ -323,6 +327,7 @@ def test_rows_are_sorted_by_click_and_key_and_filtered_by_words_ranges_and_chips
     assert labels(page) == everything[:3]
 
 
+@pytest.mark.slow
 def test_figures_are_enlarged_by_keys_and_chosen_by_kind_and_by_trial(page: Page) -> None:
     dialog = page.get_by_role("dialog")
     first = page.get_by_role("button", name="Enlarge: t-SNE of tokens and codes").first
@@ -339,13 +344,14 @@ def test_figures_are_enlarged_by_keys_and_chosen_by_kind_and_by_trial(page: Page
     assert first.evaluate("button => button === document.activeElement")
 
     shown = page.locator(".gallery li:visible")
-    assert shown.count() == TRIALS - len(FAILED + PRUNED)
+    assert shown.count() == len(DRAWN)
     page.locator("#kind").select_option("U-matrix")
     assert set(shown.evaluate_all("all => all.map(li => li.dataset.kind)")) == {"umatrix"}
     page.locator("#trials tr.best th a").click()
     assert set(shown.evaluate_all("all => all.map(li => li.dataset.kind)")) == set(FIGURES)
 
 
+@pytest.mark.slow
 def test_charts_are_drawn_as_they_come_into_view(page: Page) -> None:
     for plot in page.locator(".plot").all():
         plot.scroll_into_view_if_needed()
@@ -423,6 +429,7 @@ def test_a_page_names_nobody_and_no_place_and_runs_no_markup(page: Page, report:
 # Without a browser
 
 
+@pytest.mark.slow
 def test_brain_images_are_left_out_when_asked(maker: Maker) -> None:
     opened = maker.begin()
     draw(maker.add(opened))
@@ -446,6 +453,7 @@ def test_a_study_of_one_trial_has_a_report(maker: Maker) -> None:
     assert "Charts need two finished trials" in told
 
 
+@pytest.mark.slow
 def test_a_study_of_several_goals_and_constraints_has_a_report(maker: Maker) -> None:
     goals = [{"name": "val/ssim", "goal": "maximize"}, {"name": "codebook/used", "goal": "minimize"}]
     opened = maker.begin(metric=None, objectives=goals, constraints={"val/ssim": {"min": 0.1}})
@@ -460,20 +468,43 @@ def test_a_study_of_several_goals_and_constraints_has_a_report(maker: Maker) -> 
 
 def test_damaged_and_deleted_files_cost_their_own_trial_alone(maker: Maker) -> None:
     opened = maker.begin()
-    runs = [maker.add(opened) for _ in range(5)]
-    for run in runs:
+    runs = [maker.add(opened) for _ in range(6)]
+    for run in runs[3:]:
         draw(run)
     runs[0].ledger.write_text('{"epoch": 1}\n{torn\n{torn\n')
     (runs[1].folder / "state.json").write_text("{torn")
     (runs[2].folder / "config.json").write_text("{torn")
+    runs[5].attempts_ledger.write_bytes(b"\xff\n")
+    stage = opened.record.folder / "stages" / "ae-0123"
+    stage.mkdir(parents=True)
+    (stage / "state.json").write_text("{torn")
     shutil.rmtree(runs[3].figures)
     runs[4].figure("tsne", EPOCHS).write_bytes((DOCS / "tsne.png").read_bytes()[:2000])
     told = page_of(opened)
-    assert told.count("is damaged") >= 2
+    for number, name in enumerate(("metrics.jsonl", "state.json", "config.json")):
+        assert f">{number:04d}/{name} is damaged" in told
+    assert ">0005/attempts.jsonl is damaged; restore it, or delete it<" in told
     assert "1 figure could not be read." in told
     assert str(maker.settings.runs.resolve()) not in told
     assert 'data-kind="usage" data-trial="made/4"' in told
     assert 'data-trial="made/3"><figure' not in told
+
+
+@pytest.mark.slow
+def test_names_of_rows_are_no_markup_in_charts(maker: Maker) -> None:
+    names = ["<a href='https://elsewhere.example'>x</a>", "a & b"]
+    space = {name: told for name, told in SPACE.items() if name not in KINDS}
+    opened = maker.begin(parameters=space, rows={name: {"gamma": 0.5 + i / 10} for i, name in enumerate(names)})
+    for number, name in enumerate(names):
+        run = maker.make_run(opened, number, {"gamma": 0.5, "topology": "toroidal"}, 2)
+        kinds = {"row": CategoricalDistribution(names)}
+        opened.study.add_trial(
+            create_trial(params={"row": name}, distributions=kinds, values=[run.last_row()["val/ssim"]])
+        )
+    drawn = unpack(page_of(opened), "drawings")
+    assert "<a" not in drawn
+    assert "&lt;a href='https://elsewhere.example'>x" in drawn
+    assert "a &amp; b" in drawn
 
 
 @pytest.mark.slow
@@ -503,6 +534,7 @@ def test_figures_that_would_make_the_file_too_large_are_left_out_from_the_end(
     assert draw_gallery([], brain_images=True, on_step=lambda *_: None).pictures == ()
 
 
+@pytest.mark.slow
 def test_studies_are_ranked_together_and_told_apart(maker: Maker) -> None:
     first, second = maker.begin("first"), maker.begin("second")
     for _ in range(3):
@@ -525,6 +557,7 @@ def test_studies_are_ranked_together_and_told_apart(maker: Maker) -> None:
         ("~/x/y.txt and C:\\lab\\x: gone", "[file] and [file]: gone"),
         ("scan_01.nii.gz of sub-07 on node7, not node70", "[file] of [subject] on [host], not node70"),
         ("at postgresql://me:pw@db.lab/x", "at [address]"),
+        ("node7 (10.1.0.7), port 5432, torch 2.13.0", "[host] ([address]), port 5432, torch 2.13.0"),
     ],
 )
 def test_sentences_lose_what_is_private_and_nothing_else(text: str, left: str) -> None:
@@ -549,11 +582,30 @@ def test_commands_keep_what_reproduces_and_lose_places(command: str, left: str) 
 # The command
 
 
-def test_a_place_where_no_report_can_be_is_refused(tmp_path: Path) -> None:
+def test_a_report_has_no_columns_and_controls_that_nothing_measured(maker: Maker) -> None:
+    (maker.cohort / "baseline.json").unlink()
+    opened = maker.begin()
+    run = maker.add(opened)
+    run.ledger.write_text(json.dumps({"epoch": EPOCHS, "val/ssim": 0.5, "val/mse_q": 0.25}) + "\n")
+    told = page_of(opened)
+    columns = re.findall(r'<th scope="col"[^>]* data-column="([^"]+)"', told)
+    assert columns == ["trial", "state", "val/ssim", "epochs", "setting gamma", "setting topology", "notes"]
+    maker.add(opened, TrialState.PRUNED).ledger.write_text(json.dumps({"epoch": 2, "val/ssim": 0.1}) + "\n")
+    assert f'data-value="2">0 + 2/{EPOCHS}</td>' in page_of(opened)
+    assert "mean image" not in told
+    assert METRICS["val/mse_q"].split(",")[0] in told.split('id="definitions"')[1]
+
+
+def test_a_place_where_no_report_can_be_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DefinitionError, match=r"--html nowhere/r.html: there is no folder nowhere; make it first"):
         check_place(Path("nowhere/r.html"))
+    with pytest.raises(DefinitionError, match=r"--html psom: the file's name must end in .html"):
+        check_place(Path("psom"))
     with pytest.raises(DefinitionError, match=rf"{tmp_path} is a folder; give a file in it: {tmp_path}/report.html"):
         check_place(tmp_path)
+    monkeypatch.setattr(os, "access", lambda *_: False)  # modes are nothing to root
+    with pytest.raises(DefinitionError, match=rf"r.html: the folder {tmp_path} is read-only; choose another"):
+        check_place(tmp_path / "r.html")
 
 
 def test_studies_are_compared_side_by_side_and_for_scripts(maker: Maker, capsys: pytest.CaptureFixture[str]) -> None:
@@ -575,3 +627,5 @@ def test_studies_are_compared_side_by_side_and_for_scripts(maker: Maker, capsys:
     assert "the best of each study" not in told("first")
     with pytest.raises(DefinitionError, match="--html and --json: give one of them"):
         compare(["first"], html=Path("r.html"), json_=True, runs=maker.settings.runs)
+    with pytest.raises(DefinitionError, match="--no-brain-images needs --html FILE"):
+        compare(["first"], brain_images=False, runs=maker.settings.runs)

@@ -38,11 +38,11 @@ def test_a_folder_that_holds_another_run_is_refused(run: Run) -> None:
         Run.create(run.folder, other)
 
 
-@pytest.mark.parametrize("name", ["state.json", "metrics.jsonl"])
+@pytest.mark.parametrize("name", ["config.json", "state.json", "metrics.jsonl", "attempts.jsonl"])
 def test_a_damaged_file_of_a_run_is_named(name: str, run: Run) -> None:
     (run.folder / name).write_text("{torn\n")
     with pytest.raises(RunError, match=f"{name} is damaged"):
-        (run.progress(), run.rows())
+        (run.lengths(), run.progress(), run.rows(), run.attempts())
 
 
 def test_a_line_torn_by_a_crash_is_no_row(run: Run) -> None:

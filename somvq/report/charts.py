@@ -83,16 +83,22 @@ def copy_study(member: Member, goals: Sequence[Metric]) -> Study:
     """
     study = optuna.create_study(directions=[goal.goal for goal in goals])
     sweep = member.opened.record.sweep
-    rows = sweep.parameters[ROW].values if ROW in sweep.parameters else None
+    rows = [as_text(row) for row in sweep.parameters[ROW].values or ()] if ROW in sweep.parameters else None
     for trial in member.opened.study.get_trials(deepcopy=False):
         if trial.state != TrialState.COMPLETE:
             study.add_trial(create_trial(state=TrialState.FAIL))
             continue
         kinds = {**trial.distributions, **({ROW: CategoricalDistribution(rows)} if rows else {})}
         named = sweep.named(trial.params)  # a grid's rows are numbers to Optuna
+        named |= {ROW: as_text(named[ROW])} if ROW in named else {}
         values, constraints = trial.values[: len(goals)], trial.constraints or None
         study.add_trial(create_trial(values=values, params=named, distributions=kinds, constraints=constraints))
     return study
+
+
+def as_text(name: Any) -> str:
+    """A row's name, which may be anything, for plotly.js, to which tags are markup."""
+    return str(name).replace("&", "&amp;").replace("<", "&lt;")
 
 
 def pack(figure: "Figure") -> dict[str, Any]:

@@ -11,7 +11,9 @@ from somvq.report.privacy import Censor
 from somvq.runs import METRICS, Row, Run, describe
 from somvq.study.record import OpenStudy
 from somvq.study.status import ENDED, Status, TrialStatus
-from somvq.study.tables import cells, columns_of
+from somvq.study.tables import Columns, cells
+
+LONGEST = 400  # letters of a reason
 
 
 @dataclass(frozen=True)
@@ -96,10 +98,16 @@ def make_entry(member: Member, trial: TrialStatus, *, best: bool) -> Entry:
     except RunError:  # not begun, or damaged
         settings = {}
     said = [f"as trial {trial.same_as}"] if trial.same_as is not None else []
-    said += [f"does not keep {', '.join(trial.violated)}"] if trial.violated and trial.state in ENDED else []
-    said += [member.censor.clean(trial.reason)] if trial.reason else []
+    said += [f"does not keep {', '.join(trial.broken)}"] if trial.broken and trial.state in ENDED else []
+    reason = trial.reason.replace(f"{member.opened.record.folder}/", "")  # which file of a run, but not where
+    said += [shorten(member.censor.clean(reason))] if reason else []
     said += [f"copied from {trial.copied_from}"] if trial.copied_from else []
     return Entry(member.name, trial, run, {**settings, **trial.params}, best, "; ".join(said))
+
+
+def shorten(reason: str) -> str:
+    """Its beginning, where it is longer than a table has room for."""
+    return reason if len(reason) <= LONGEST else f"{reason[:LONGEST]}…"
 
 
 def by_turns(entries: Sequence[Entry]) -> list[Entry]:
@@ -133,9 +141,8 @@ def spell(heading: str) -> str:
     return heading.replace("-\n", "").replace("/\n", "/").replace("\n", " ")
 
 
-def table_columns(members: Sequence[Member], settings: Sequence[str]) -> list[Column]:
+def table_columns(members: Sequence[Member], metrics: Columns, settings: Sequence[str]) -> list[Column]:
     """The leaderboard's headings."""
-    metrics = columns_of(member.status for member in members)
     return [
         Column("trial", "trial", number=True),
         *([Column("study", "study")] if len(members) > 1 else []),
@@ -147,17 +154,18 @@ def table_columns(members: Sequence[Member], settings: Sequence[str]) -> list[Co
     ]
 
 
-def table_cells(entry: Entry, members: Sequence[Member], settings: Sequence[str]) -> dict[str, Cell]:
+def table_cells(entry: Entry, metrics: Columns, settings: Sequence[str]) -> dict[str, Cell]:
     """A trial's row of the leaderboard, by column; numbers as the terminal shows them."""
-    trial, metrics = entry.trial, columns_of(member.status for member in members)
+    trial = entry.trial
     numbers = zip(metrics, cells(trial.row, metrics), strict=True)
-    epochs = f"{trial.stage_epochs} + {trial.epochs}" if trial.epochs else ""
+    own = f"{trial.epoch}/{trial.epochs}" if trial.epoch < trial.epochs else f"{trial.epochs}"
+    epochs = f"{trial.stage_epochs} + {own}" if trial.epochs else ""
     return {
         "study": Cell(entry.study, entry.study),
         "trial": Cell(str(trial.number), trial.number),
         "state": Cell(trial.state, trial.state),
         **{name: Cell(text, finite(trial.row.get(name))) for name, text in numbers},
-        "epochs": Cell(epochs, trial.stage_epochs + trial.epochs),
+        "epochs": Cell(epochs, trial.stage_epochs + trial.epoch),
         **{f"setting {name}": setting_cell(entry.settings.get(name)) for name in settings},
         "notes": Cell(entry.notes, entry.notes),
     }
@@ -171,9 +179,8 @@ def setting_cell(value: Any) -> Cell:
     return Cell(describe(value), value if number else describe(value))
 
 
-def control_cells(row: Row, members: Sequence[Member]) -> dict[str, Cell]:
+def control_cells(row: Row, metrics: Columns) -> dict[str, Cell]:
     """A row of numbers that no trial measured."""
-    metrics = columns_of(member.status for member in members)
     return {name: Cell(text) for name, text in zip(metrics, cells(row, metrics), strict=True)}
 
 

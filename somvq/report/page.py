@@ -3,6 +3,7 @@
 import base64
 import gzip
 import json
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ from somvq.report.summary import summarise
 from somvq.runs import METRICS, describe
 from somvq.study.record import OpenStudy
 from somvq.study.status import read_status
-from somvq.study.tables import columns_of
+from somvq.study.tables import Columns, columns_of, duration
 
 HERE = Path(__file__).parent
 OnStep = Callable[[str, int, int], None]
@@ -55,8 +56,12 @@ def check_place(path: Path) -> None:
     """Raises a DefinitionError if no report can be written at `path`."""
     if path.is_dir():
         raise DefinitionError(f"--html {path} is a folder; give a file in it: {path / 'report.html'}")
+    if path.suffix.lower() not in (".html", ".htm"):  # browsers would not open it; and it may be a study's name
+        raise DefinitionError(f"--html {path}: the file's name must end in .html")
     if not path.parent.is_dir():
         raise DefinitionError(f"--html {path}: there is no folder {path.parent}; make it first")
+    if not os.access(path.parent, os.W_OK):
+        raise DefinitionError(f"--html {path}: the folder {path.parent.resolve()} is read-only; choose another")
 
 
 def write_report(path: Path, studies: Sequence[OpenStudy], *, brain_images: bool, on_step: OnStep) -> int:
@@ -75,20 +80,21 @@ def draw_page(studies: Sequence[OpenStudy], *, brain_images: bool, on_step: OnSt
     entries = list_entries(members)
     settings = differing(entries)
     summaries = [summarise(member, entries) for member in members]
+    compared = [row.metric for summary in summaries for row in summary.comparisons]
     charts = {}
     for done, member in enumerate(members, 1):
         on_step("charts", done, len(members))
         charts[member.name] = draw_charts(member)
     gallery = draw_gallery(entries, brain_images=brain_images, on_step=on_step)
-    metrics = columns_of(member.status for member in members)
+    metrics = columns_of([member.status for member in members])
     curves = draw_curves(entries, list(metrics))
     figures = {f"{name} {i}": chart.figure for name, drawn in charts.items() for i, chart in enumerate(drawn)}
     return template().render(
         members=members,
         entries=entries,
-        columns=table_columns(members, settings),
-        cells=partial(table_cells, members=members, settings=settings),
-        controls=list_controls(members),
+        columns=table_columns(members, metrics, settings),
+        cells=partial(table_cells, metrics=metrics, settings=settings),
+        controls=list_controls(members, metrics),
         settings=describe_settings(members, entries, settings),
         shared=shared(entries),
         summaries=summaries,
@@ -99,7 +105,7 @@ def draw_page(studies: Sequence[OpenStudy], *, brain_images: bool, on_step: OnSt
         curves=list(curves),
         most_curves=MOST_CURVES,
         ended_badly=[entry for entry in entries if entry.trial.reason or entry.trial.state in ("failed", "pruned")],
-        definitions={name: METRICS[name] for name in sorted({*metrics, *curves}) if name in METRICS},
+        definitions={name: METRICS[name] for name in sorted({*metrics, *curves, *compared}) if name in METRICS},
         drawings=pack(json.dumps({"charts": figures, "curves": curves}, allow_nan=False)),
         plotly=packed_plotly() if figures or curves else "",
         cohorts=len({member.opened.record.cohort_fingerprint for member in members}),
@@ -107,6 +113,7 @@ def draw_page(studies: Sequence[OpenStudy], *, brain_images: bool, on_step: OnSt
         version=read_audit().versions["somvq"],
         commit=commit(),
         describe=describe,
+        duration=duration,
     )
 
 
@@ -127,19 +134,19 @@ def name_decoded(text: str) -> Markup:
     return Markup(re.sub(r"x&#39;_([eq])", r"<i>x</i>′<sub>\1</sub>", str(escape(text))))
 
 
-def list_controls(members: Sequence[Member]) -> list[Control]:
+def list_controls(members: Sequence[Member], metrics: Columns) -> list[Control]:
     """The mean image of each cohort, and the auto-encoders."""
     controls: dict[str, Control] = {}
     for member in members:
         for name, stage in member.status.stages.items():
             if stage.state == "complete":
                 kind = f"{name.split('-')[0].upper()} alone"
-                told = control_cells(stage.row, members)
+                told = control_cells(stage.row, metrics)
                 controls[f"{member.name} {name}"] = Control(kind, member.name, told, str(stage.epochs))
         if member.status.baseline:
             cohort = member.opened.record.cohort_fingerprint
             names = [other.name for other in members if other.opened.record.cohort_fingerprint == cohort]
-            told = control_cells(member.status.baseline, members)
+            told = control_cells(member.status.baseline, metrics)
             controls[cohort] = Control("mean image", ", ".join(names), told)
     return list(controls.values())
 

@@ -6,11 +6,13 @@ import shlex
 import socket
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
 from somvq.audit import working_folder
 from somvq.data.cohort import CohortIndex
+from somvq.errors import RunError
 from somvq.study.record import OpenStudy
 from somvq.study.status import Status
 
@@ -19,6 +21,7 @@ ADDRESS = re.compile(r"\w[\w+.-]*://\S+")
 QUOTED_PATH = re.compile(r"""(['"])(?:~?/|~\w*/|[A-Za-z]:\\).*?\1""")
 PATH = re.compile(r"""(?<![\w.<])(?:~\w*/|/|[A-Za-z]:\\)[^\s:;,'")]+""")
 SCAN = re.compile(r"\S+\.(?:nii|mgz|mgh|img|hdr|mat|dcm)(?:\.gz)?\b", re.IGNORECASE)
+NUMBERED = re.compile(r"(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?![\w.])")  # a host's address
 SUBJECT = re.compile(r"\bsub-\w+")
 
 
@@ -32,7 +35,7 @@ class Censor:
 
     def clean(self, text: str) -> str:
         """`text` with what is private in brackets of its kind."""
-        text = ADDRESS.sub("[address]", text)
+        text = NUMBERED.sub("[address]", ADDRESS.sub("[address]", text))
         for pattern in (QUOTED_PATH, self._places, PATH, SCAN):
             text = pattern.sub("[file]", text)
         return self._known.sub(lambda found: self._words[found[0]], SUBJECT.sub("[subject]", text))
@@ -70,6 +73,8 @@ def censor_of(opened: OpenStudy, status: Status) -> Censor:
     """Who and where the study's own files know of: its subjects, hosts and folders."""
     record = opened.record
     words = {socket.gethostname(): "[host]"}
+    server = urlsplit(opened.store.url).hostname  # which a database's own errors name
+    words |= {server: "[host]"} if server else {}
     places = [
         str(place) for place in (record.folder, record.scans, record.cohort, os.path.expanduser("~"), working_folder())
     ]
@@ -88,6 +93,6 @@ def hosts_of(opened: OpenStudy, number: int) -> dict[str, str]:
     """The machines that trial `number` was on."""
     try:
         hosts = {attempt.host for attempt in opened.record.run(number).attempts()}
-    except ValueError:  # damaged
+    except RunError:  # damaged
         hosts = set()
     return {name: "[host]" for host in hosts for name in (host, host.split(".")[0])}

@@ -77,6 +77,7 @@ function filterRows() {
     columns[chips.dataset.column],
     all("[aria-pressed=true]", chips).map((chip) => chip.value),
   ]);
+  const noun = rows.length === 1 ? "trial" : "trials";
   let count = 0;
   for (const row of rows) {
     const text = row.textContent.toLowerCase();
@@ -88,7 +89,7 @@ function filterRows() {
     row.hidden = !fits;
     count += fits;
   }
-  find("#count").textContent = count === rows.length ? `${count} trials` : `${count} of ${rows.length} trials`;
+  find("#count").textContent = count === rows.length ? `${count} ${noun}` : `${count} of ${rows.length} ${noun}`;
 }
 
 for (const input of all("#search, #low, #high")) input.addEventListener("input", filterRows);

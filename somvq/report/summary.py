@@ -32,8 +32,7 @@ class Comparison:
     heading: str
     meaning: str
     best: str
-    mean_image: Difference | None
-    autoencoder: Difference | None
+    controls: dict[str, Difference]  # by name
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,11 @@ class Summary:
     best: Entry | None
     sentence: str
     comparisons: tuple[Comparison, ...]
+
+    @property
+    def controls(self) -> list[str]:
+        """The controls that the best run is beside: those that were measured."""
+        return list(dict.fromkeys(name for row in self.comparisons for name in row.controls))
 
 
 def summarise(member: Member, entries: Sequence[Entry]) -> Summary:
@@ -103,6 +107,7 @@ def control_of(member: Member, best: Entry) -> TrialStatus | None:
 def compare(member: Member, best: Entry, stage: TrialStatus | None) -> list[Comparison]:
     """Each metric of the best run that is shown or that a control has."""
     goals, row = dict(member.status.goals), best.trial.row
+    controls = {"mean image": member.status.baseline, "auto-encoder": stage.row if stage else {}}
     names = [name for name in dict.fromkeys([*goals, *COLUMNS, *ALSO]) if name in row]
     found = [
         Comparison(
@@ -110,12 +115,11 @@ def compare(member: Member, best: Entry, stage: TrialStatus | None) -> list[Comp
             heading=spell(COLUMNS[name][0]) if name in COLUMNS else name,
             meaning=METRICS.get(name, ""),
             best=shown(row[name], name),
-            mean_image=difference(name, row, member.status.baseline, goals),
-            autoencoder=difference(name, row, stage.row if stage else {}, goals),
+            controls={who: apart for who, of in controls.items() if (apart := difference(name, row, of, goals))},
         )
         for name in names
     ]
-    return sorted(found, key=lambda each: each.mean_image is None and each.autoencoder is None)
+    return sorted(found, key=lambda each: not each.controls)
 
 
 def shown(value: float, metric: str) -> str:

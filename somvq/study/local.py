@@ -23,7 +23,7 @@ from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial, TrialState
 
 from somvq.definitions import ROW
-from somvq.errors import StudyError
+from somvq.errors import RunError, StudyError
 from somvq.runs import Run
 from somvq.storages import is_away
 from somvq.study.record import OpenStudy, StudyRecord
@@ -169,14 +169,17 @@ def describe_study(opened: OpenStudy) -> dict[str, Any]:
 
 def show_run(trial: FrozenTrial, record: StudyRecord) -> FrozenTrial:
     """A copy of `trial` with its run's figures as artifacts, its curve, and its last numbers as attributes."""
-    run, shown = record.run(trial.number), copy.copy(trial)
-    rows = run.rows()
+    run, shown, told = record.run(trial.number), copy.copy(trial), {}
+    try:
+        rows = run.rows()
+    except RunError as error:  # the other trials are shown all the same
+        rows, told = [], {"damaged": str(error)}
     goal, named = record.sweep.monitor_goal.name, record.sweep.named(trial.params)
     last = rows[-1] if rows else {}
     numbers = {name: last[name] for name in dict.fromkeys((*NUMBERS, *record.sweep.measured())) if name in last}
     row = {ROW: named[ROW]} if ROW in named else {}  # by its name; a grid's is a number to Optuna
-    shown.user_attrs = {**row, **numbers, **trial.user_attrs}
-    artifacts = {f"artifacts:{told['artifact_id']}": json.dumps(told) for told in list_figures(run)}
+    shown.user_attrs = {**row, **numbers, **told, **trial.user_attrs}
+    artifacts = {f"artifacts:{figure['artifact_id']}": json.dumps(figure) for figure in list_figures(run)}
     shown._system_attrs = {**trial._system_attrs, **artifacts}
     if rows:  # a copied trial has its run elsewhere
         shown.intermediate_values = {int(row["epoch"]): row[goal] for row in rows if goal in row}
@@ -218,7 +221,7 @@ def guarded(application: Application) -> Application:
         def start_for_us(status: str, headers: list[tuple[str, str]], *error: Any) -> Any:
             return start(status, [pair for pair in headers if pair[0] != "Access-Control-Allow-Origin"], *error)
 
-        host = environ.get("HTTP_HOST", "").partition(":")[0]
+        host = environ.get("HTTP_HOST", "").partition(":")[0].lower()
         if host not in (HOST, "localhost"):  # a name that someone made mean this machine
             return refuse(start, "403 Forbidden", f"ask for http://{HOST}")
         if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):

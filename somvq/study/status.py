@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,10 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from somvq.definitions import Sweep
-from somvq.errors import RunError
+from somvq.errors import RunError, StudyError
 from somvq.runs import FINISHED, Row, Run
 from somvq.settings import mask
-from somvq.study.claim import REASON, SAME_AS
+from somvq.study.claim import OUT_OF_MEMORY, REASON, SAME_AS
 from somvq.study.fork import COPIED_FROM
 from somvq.study.lease import LEASE_S, is_alive, read_lease, silence
 from somvq.study.record import OpenStudy
@@ -57,6 +58,11 @@ class TrialStatus:
     def value(self) -> float | None:
         """Its value of the first goal."""
         return self.values[0] if self.values else None
+
+    @property
+    def broken(self) -> list[str]:
+        """The sweep's constraints that it does not keep; of memory, which is none of them, its reason speaks."""
+        return [name for name in self.violated if name != OUT_OF_MEMORY]
 
     def as_json(self) -> dict[str, Any]:
         """For scripts."""
@@ -179,7 +185,6 @@ def read_status(opened: OpenStudy) -> Status:
     found = [opened.over.get(t.number) or trial_status(t, record.run(t.number), record.sweep) for t in trials]
     opened.over |= {trial.number: trial for trial in found if trial.state in ENDED}
     stages = {folder.name: run_status(Run(folder)) for folder in sorted(record.folder.glob("stages/*ae-*"))}
-    baseline = record.cohort / "baseline.json"
     status = Status(
         study=record.name,
         goals=[(goal.name, goal.goal) for goal in record.sweep.goals],
@@ -188,7 +193,7 @@ def read_status(opened: OpenStudy) -> Status:
         cohort=record.cohort_summary,
         storage=mask(opened.store.url),
         trials=found,
-        baseline=json.loads(baseline.read_text()) if baseline.exists() else {},
+        baseline=read_baseline(record.cohort / "baseline.json"),
         stages=stages,
         whole=record.sweep.combinations() == len(trials),
         constrained=bool(record.sweep.constraints),
@@ -200,6 +205,17 @@ def read_status(opened: OpenStudy) -> Status:
         if copy.same_as is not None:
             copy_numbers(copy, status.trials[copy.same_as])
     return status
+
+
+def read_baseline(path: Path) -> Row:
+    """The mean image's numbers, if they were measured."""
+    try:
+        row: Row = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise StudyError(f"{path} is damaged; delete it: somvq resume measures it again") from error
+    return row
 
 
 def copy_numbers(trial: TrialStatus, twin: TrialStatus) -> None:
@@ -218,7 +234,10 @@ def why_stopped(opened: OpenStudy, status: Status) -> str:
 
 def run_status(run: Run) -> TrialStatus:
     """A run by itself, without Optuna: a stage."""
-    state = run.progress().state
+    try:
+        state = run.progress().state
+    except RunError:  # as its reason will say
+        state = "waiting"
     alive = state in FINISHED or is_alive(run.folder)
     return follow(TrialStatus(-1, state if alive else "waiting", {}), run)
 
@@ -247,24 +266,26 @@ def follow(status: TrialStatus, run: Run) -> TrialStatus:
     """Adds what the run's folder says."""
     try:
         status.epochs, status.stage_epochs = run.lengths()
-    except (FileNotFoundError, ValueError):  # not begun, or damaged: its worker says so
+    except FileNotFoundError:  # not begun
         return status
+    except RunError as error:  # damaged, as what follows may be; the other trials are shown all the same
+        status.reason = str(error)
     try:
         measured(status, run)
-    except RunError as error:  # its ledger or its state is damaged; the other trials are shown all the same
+    except RunError as error:
         status.reason = str(error)
     return status
 
 
 def measured(status: TrialStatus, run: Run) -> None:
     """Adds how far the run is and what it measured; a RunError says that its files do not tell."""
+    status.row = run.last_row()
+    status.epoch = int(status.row.get("epoch", 0))
     progress, attempts = run.progress(), run.attempts()
     status.reason = status.reason or progress.reason
     status.attempts, status.micro_batch = len(attempts), progress.micro_batch
     status.last_outcome = attempts[-1].outcome if attempts else ""
     status.spans = [span(run, attempt) for attempt in attempts]
-    status.row = run.last_row()
-    status.epoch = int(status.row.get("epoch", 0))
     if status.epoch and status.state == "running":
         pace = sum(row["time/epoch_s"] for row in run.rows()) / status.epoch
         status.seconds_left = pace * (status.epochs - status.epoch)

@@ -1,7 +1,7 @@
 """A study as tables on a terminal: how its trials go, and how they rank."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -9,7 +9,6 @@ from rich.table import Table
 from rich.text import Text
 
 from somvq.runs import Row, describe
-from somvq.study.claim import OUT_OF_MEMORY
 from somvq.study.status import ENDED, Status, TrialStatus
 
 COLUMNS = {  # of the leaderboard: a ledger's key, its heading and format
@@ -80,9 +79,8 @@ def settings_and_reason(trial: TrialStatus) -> Text:
     said = [describe_params(trial.params)]
     if trial.micro_batch:
         said.append(f"{trial.micro_batch} scans at once, since memory ran out")
-    broken = [name for name in trial.violated if name != OUT_OF_MEMORY]  # of which its reason speaks
-    if broken and trial.state in ENDED:
-        said.append(f"does not keep {', '.join(broken)}")
+    if trial.broken and trial.state in ENDED:
+        said.append(f"does not keep {', '.join(trial.broken)}")
     said += [note for note in (trial.reason, trial.copied_from and f"copied from {trial.copied_from}") if note]
     return Text("  ".join(said), "dim")
 
@@ -109,7 +107,9 @@ def leaderboard(status: Status) -> Table:
     """Finished trials, best first, beside the mean image and the auto-encoder that they started from."""
     aim = ", ".join(f"{goal} {metric}" for metric, goal in status.goals)
     title = f"{status.study}: {aim} on the validation set"
+    title += "" if status.count("done") else "; no finished trial yet"
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    table.min_width = len(title)  # a narrow table would break it
     columns = columns_of([status])
     for heading in ("trial", *(heading for heading, _ in columns.values()), "epochs\nAE + own"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -152,13 +152,18 @@ def best_table(found: Sequence[Status]) -> Table:
     return table
 
 
-def columns_of(found: Iterable[Status]) -> dict[str, tuple[str, str]]:
-    """COLUMNS, and those goals of the studies that are not among them."""
+Columns = dict[str, tuple[str, str]]
+
+
+def columns_of(found: Sequence[Status]) -> Columns:
+    """Those of COLUMNS that a trial has, and the goals of the studies."""
     goals = [name for status in found for name, _ in status.goals]
+    measured = {name for status in found for trial in status.trials for name in trial.row}
+    shown = {name: column for name, column in COLUMNS.items() if name in goals or name in measured}
     others = {name: (name.replace("/", "/\n"), ".4g") for name in goals if name not in COLUMNS}
-    return {**COLUMNS, **others}
+    return {**shown, **others}
 
 
-def cells(row: Row, columns: dict[str, tuple[str, str]]) -> list[str]:
+def cells(row: Row, columns: Columns) -> list[str]:
     """The leaderboard's columns of one row."""
     return [format(row[key], style) if key in row else "" for key, (_, style) in columns.items()]

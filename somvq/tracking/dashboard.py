@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from somvq.config import RunConfig
 from somvq.definitions import LOGARITHMIC, ROW, Metric, Parameter, Sweep
 from somvq.errors import SomvqError
@@ -103,7 +105,12 @@ def save(subject: Subject) -> str:
 
     silent = wandb.Settings(silent=True)
     wandb.termsetup(silent, None)
-    wandb.setup(silent)
+    try:
+        wandb.setup(silent)
+    except ValidationError as error:
+        told = error.errors()[0]
+        named = "_".join(map(str, told["loc"]))
+        raise SomvqError(f"WANDB_{named.upper()} is {told['input']!r}, which W&B refuses: {told['msg']}") from error
     try:
         return _save(subject)
     except (wandb.Error, _failed_request()) as error:
