@@ -457,6 +457,7 @@ def test_a_lost_wandb_core_costs_its_run_the_rest_and_the_next_run_nothing(
     with worker(home) as tracking:
         tracking.follow(run)
         until(lambda: Tracked.read(run).epoch == 2)
+        assert os.getpriority(os.PRIO_PROCESS, tracking.core()) == 10  # it yields to training
         os.kill(tracking.core(), how)
         train(run, range(3, 4))
         assert tracking.finish("complete", 1.0) < 4

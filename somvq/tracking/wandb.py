@@ -30,6 +30,7 @@ EXIT_CODES: dict[State, int] = {"complete": 0, "pruned": 0, "diverged": 0, "coll
 TERMINATED = 143  # exit code of what SIGTERM ended: every other state
 COST = 0.05  # of a worker's time, at most, that it may wait for a sick server
 LEAST_WAIT_S, FINISH_TIMEOUT_S = 5.0, 15.0  # at the end of an attempt: of a short one, of a long one
+LOW_PRIORITY = 10  # of 19
 PRIVATE = {  # without these wandb sends argv, paths, host, packages, console, git state and the machine's load
     "console": "off",
     "disable_code": True,
@@ -187,6 +188,8 @@ class Projection:
 
     def _work(self) -> None:
         """Tells W&B of the run until it ends; what goes wrong ends the telling, and nothing else."""
+        with suppress(OSError):  # Linux: this thread, and wandb-core which it starts, take what training leaves idle
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOW_PRIORITY)
         try:
             self._tracked = Tracked.read(self._run)
             if not _turn.acquire(timeout=self._options.init_timeout_s):
