@@ -424,6 +424,7 @@ def serve_dashboard(opened: "OpenStudy", port: int | None, *, as_json: bool) -> 
 def push(
     study: Annotated[str, typer.Argument(help="The study's name.")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would leave; asks no server.")] = False,
+    summary: Annotated[bool, typer.Option("--summary", help="Only the study's own page.")] = False,
     json_: JsonOption = False,
     upload_brain_images: BrainImagesOption = None,
     runs: RunsOption = None,
@@ -438,13 +439,18 @@ def push(
     from somvq.settings import read_settings
     from somvq.study import pushing
     from somvq.study.record import load_study
-    from somvq.study.status import silence_optuna
+    from somvq.study.status import read_status, silence_optuna
 
     silence_optuna()
+    if summary and (dry_run or json_):
+        raise DefinitionError("--summary sends one page: give it without --dry-run and --json")
     settings = read_settings(runs=runs, storage=storage, upload_brain_images=upload_brain_images)
     opened = load_study(settings, study)
     brains = settings.upload_brain_images or opened.record.sweep.upload_brain_images
     console = plain_console()
+    if summary:
+        pushing.push_summary(opened, read_status(opened))
+        return 0
     if not dry_run:
         notes = Console(stderr=True, highlight=False) if json_ else console  # stdout is for the script alone
         outcome = pushing.push(opened, notes, upload_brain_images=brains)

@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -368,3 +369,32 @@ def test_a_sweep_that_is_online_ends_with_the_study_on_its_page(
         assert f"W&B      {server.url}/team/somvq/groups/tiny" in told
     assert (requests(server, "another"), requests(server, '"entity":"team"') > 5) == (0, True)
     assert "nothing new to send, 4 there already" in lab.run("push", "tiny", **home)
+
+
+@pytest.mark.slow
+def test_while_a_sweep_goes_on_its_own_page_says_how_it_stands(
+    tmp_path: Path, tiny_scans: Path, server: FakeWandb
+) -> None:
+    lab = Lab(tmp_path, tiny_scans, tmp_path / "cohorts")
+    lab.plan(epoch_s=0.5)
+    (tmp_path / "home").mkdir()
+    environment = {**os.environ, **lab.environment, "HOME": str(tmp_path / "home"), "WANDB_API_KEY": KEY}
+    eager = "from somvq.study import herald; herald.PAUSE_S = 0.0; from somvq.cli import main; main()"
+    sweep = subprocess.Popen(
+        [sys.executable, "-c", eager, "sweep", "tiny", "--trials", "4", "--workers", "1", "--wandb", "online"],
+        cwd=tmp_path,
+        env=environment | {"WANDB_BASE_URL": server.url},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    lab.started.append(sweep)
+
+    def told() -> int:
+        return max([len(run["history"]) for name, run in list(server.runs.items()) if name.endswith("-summary")] + [0])
+
+    wait_until(lambda: told() >= 1, process=sweep)
+    assert sweep.poll() is None
+    assert "was not sent" not in sweep.communicate(timeout=60)[0]
+    assert (sweep.returncode, steps(page_of(server, "summary"))) == (0, [1, 2, 3, 4])
+    lab.end()

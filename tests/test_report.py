@@ -231,14 +231,14 @@ def test_a_report_of_fifty_trials_is_small_and_soon_there(tmp_path: Path) -> Non
 
 def find_browser() -> str | None:
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    return os.environ.get("SOMVQ_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     path = find_browser()
     if path is None:
-        assert not os.environ.get("SOMVQ_NEEDS_BROWSER"), "no Chromium or Chrome is installed"
+        assert not os.environ.get("NEEDS_BROWSER"), "no Chromium or Chrome is installed"
         pytest.skip("no Chromium or Chrome is installed")
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(

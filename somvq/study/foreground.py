@@ -25,7 +25,7 @@ from somvq.sources import find_scans
 from somvq.sources.found import Found
 from somvq.study.advice import advise, shorten
 from somvq.study.fork import fork_study, refuse_no_fork
-from somvq.study.pushing import tell_study
+from somvq.study.herald import Herald, Silence
 from somvq.study.record import (
     OpenStudy,
     StudyRecord,
@@ -213,11 +213,15 @@ def supervise(settings: Settings, opened: OpenStudy, place: JobDefinition, conso
         console.print(f"study    {opened.record.name} was stopped by somvq stop, and goes on")
     if opened.limits.gpu_hours and not visible_gpus():
         console.print("limits   no GPU is here: workers of this machine use up no GPU-hours")
-    supervisor = Supervisor(opened, EXECUTORS[place.executor](place), environment, console)
-    ended = supervisor.run()
-    supervisor.look()
+    herald = Herald(opened, environment) if resolve(settings.wandb) == "online" else Silence()
+    supervisor = Supervisor(opened, EXECUTORS[place.executor](place), environment, console, herald)
+    try:
+        ended = supervisor.run()
+        supervisor.look()
+    finally:
+        herald.leave()
     status = supervisor.status
-    if status.finished and not ended and resolve(settings.wandb) == "online" and (told := tell_study(opened, status)):
+    if not ended and (told := herald.finish(status)):
         console.print(escape(told), soft_wrap=True)
     if status.ranked():
         console.print()

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from somvq.errors import RunError, SomvqError
+from somvq.errors import RunError
 from somvq.files import write_json
 from somvq.runs import FINISHED, Run
 from somvq.study.lease import Lease, is_alive
@@ -224,21 +224,19 @@ def total_lines(pages: list[Page], study: str) -> list[str]:
     return [*lines, f"all      every key, value and picture: somvq push {study} --dry-run --json"]
 
 
-def tell_study(opened: OpenStudy, status: Status) -> str:
-    """Tells W&B the study's own page, of a sweep that has ended; the address, or why there is none."""
+def push_summary(opened: OpenStudy, status: Status) -> None:
+    """Sends W&B the study's own page as it is now; unless another process is at it.
+
+    Raises:
+        SomvqError: there is no key, or no answer.
+    """
     record = opened.record
     folder = record.folder / FOLDER
     folder.mkdir(exist_ok=True)
-    try:
-        with Server(record.wandb_project, record.wandb_entity) as server, held(opened, folder) as ours:
-            if ours:
-                server.send(summary_page(opened, status), lambda: None)
-            write_json(address_file(record), {"address": server.address(record.name)})
-    except SomvqError as error:
-        return f"W&B      the study's own page was not sent: {error}"
-    except Exception as error:  # whatever befalls wandb, the sweep has ended well
-        return f"W&B      the study's own page was not sent ({type(error).__name__}): somvq push {record.name}"
-    return ""
+    with Server(record.wandb_project, record.wandb_entity) as server, held(opened, folder) as ours:
+        if ours:
+            server.send(summary_page(opened, status), lambda: None)
+        write_json(address_file(record), {"address": server.address(record.name)})
 
 
 def address_file(record: StudyRecord) -> Path:

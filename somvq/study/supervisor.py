@@ -13,6 +13,7 @@ from somvq.audit import COMMAND, typed_command
 from somvq.errors import RunError
 from somvq.executors.job import Executor, Job
 from somvq.storages import explain, is_away
+from somvq.study.herald import Silence
 from somvq.study.record import OpenStudy
 from somvq.study.status import Status, TrialStatus, read_status
 from somvq.study.tables import describe_params, progress_table
@@ -29,7 +30,15 @@ PATIENCE_S = 60.0  # for workers that were asked to stop; their own for an attem
 class Supervisor:
     """The foreground of `somvq sweep`."""
 
-    def __init__(self, opened: OpenStudy, executor: Executor, environment: Mapping[str, str], console: Console):
+    def __init__(
+        self,
+        opened: OpenStudy,
+        executor: Executor,
+        environment: Mapping[str, str],
+        console: Console,
+        herald: Silence,
+    ):
+        self.herald = herald
         self.opened, self.executor, self.console = opened, executor, console
         self.environment = environment
         self.jobs: dict[int, Job] = {}
@@ -132,6 +141,7 @@ class Supervisor:
                 raise
             self.say_once(f"the study's storage does not answer ({explain(error)}); training goes on without it")
             return
+        self.herald.follow(self.status)
         if not self.console.is_terminal:
             self.reporter.report(self.status)
         elif live:

@@ -263,7 +263,7 @@ class Projection:
             if self._abandoned:
                 raise TimeoutError("given up")
             self._tracked = self._tracked.model_copy(update=changes)
-            write_json(self._run.folder / "tracking.json", self._tracked.model_dump())
+            write_json(self._run.folder / "tracking.json", self._tracked.model_dump(), sync=False)
 
 
 def patience_s(trained_s: float) -> float:
