@@ -168,6 +168,11 @@ def test_a_push_says_what_it_did_and_status_where_to_look(pushed: Pushed) -> Non
     advice = pushed.pusher("status", "tiny")
     assert f"W&B      {address}" in advice
     assert "not on W&B" not in advice
+    note = pushed.pusher.run_of(3).folder / "tracking.json"
+    note.rename(note.with_suffix(".away"))  # as after a fork: its page is another study's
+    advice = pushed.pusher("status", "tiny")
+    note.with_suffix(".away").rename(note)
+    assert "not on W&B yet: trial 3; " in advice
 
 
 def test_a_push_tells_no_names_of_places(pushed: Pushed, tiny_scans: Path) -> None:
