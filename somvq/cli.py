@@ -435,7 +435,8 @@ def push(
     """Send W&B what it lacks of a study: rows, pictures, how runs ended, and the study's own page.
 
     W&B is asked what it has, before and after, so the same command goes on after any failure.
-    A trial under way is left to its worker. The exit status is 1 if W&B does not have all that was sent.
+    A trial under way is left to its worker.
+    The exit status is 1 if W&B does not have all that was sent, or a run cannot be read.
     """
     from somvq.settings import read_settings
     from somvq.study import pushing
@@ -459,7 +460,7 @@ def push(
             notes.print(escape(line), soft_wrap=True)
         if json_:
             print(json.dumps(pushing.outcome_json(outcome)))
-        return int(bool(outcome.lacking))
+        return int(bool(outcome.lacking or outcome.damaged))
     pages = pushing.list_pages(opened, upload_brain_images=brains)
     if json_:
         print(json.dumps([page.as_json() for page in pages], indent=2 if sys.stdout.isatty() else None))

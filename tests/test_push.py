@@ -168,6 +168,11 @@ def test_a_push_says_what_it_did_and_status_where_to_look(pushed: Pushed) -> Non
     advice = pushed.pusher("status", "tiny")
     assert f"W&B      {address}" in advice
     assert "not on W&B" not in advice
+    note = pushed.pusher.run_of(3).folder / "tracking.json"
+    note.rename(note.with_suffix(".away"))  # as after a fork: its page is another study's
+    advice = pushed.pusher("status", "tiny")
+    note.with_suffix(".away").rename(note)
+    assert "not on W&B yet: trial 3; " in advice
 
 
 def test_a_push_tells_no_names_of_places(pushed: Pushed, tiny_scans: Path) -> None:
@@ -293,6 +298,22 @@ def test_pictures_that_a_server_lost_are_added_where_its_rows_look_for_them(push
 
 
 @pytest.mark.slow
+def test_a_run_that_cannot_be_read_keeps_no_other_from_being_sent(pusher: Pusher, server: FakeWandb) -> None:
+    ledger = pusher.run_of(3).ledger
+    ledger.write_text("{\n" + ledger.read_text())
+    told = pusher("push", "tiny", status=1)
+    assert f"damaged  {ledger} is damaged" in told
+    assert f"{TRIALS} runs sent" in told
+    assert not [name for name in server.runs if name.endswith("t0003")]
+
+
+def test_a_setting_of_wandb_that_it_would_not_take_is_named(pusher: Pusher) -> None:
+    told = pusher("push", "tiny", status=2, WANDB_BASE_URL="127.0.0.1:8080")
+    assert told.startswith("error: WANDB_BASE_URL '127.0.0.1:8080' is impossible: ")
+    assert told.count("\n") == 1
+
+
+@pytest.mark.slow
 def test_a_trial_under_way_is_left_to_its_worker(pusher: Pusher, server: FakeWandb) -> None:
     run = pusher.run_of(3)
     run.set_state("running")
@@ -347,10 +368,11 @@ def test_a_sweep_that_is_online_ends_with_the_study_on_its_page(
     lab = Lab(tmp_path, tiny_scans, tmp_path / "cohorts")
     (tmp_path / "home").mkdir()
     home = {"HOME": str(tmp_path / "home"), "WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY}
-    for trials in (2, 3):
-        told = lab.run("sweep", "tiny", "--trials", str(trials), "--wandb", "online", **home)
+    for trials, entity in ((2, "team"), (3, "another")):  # the first decides
+        told = lab.run("sweep", "tiny", "--trials", str(trials), "--wandb", "online", **home, WANDB_ENTITY=entity)
         assert steps(page_of(server, "summary")) == list(range(1, trials + 1))
-        assert f"W&B      {server.url}/tester/somvq/groups/tiny" in told
+        assert f"W&B      {server.url}/team/somvq/groups/tiny" in told
+    assert (requests(server, "another"), requests(server, '"entity":"team"') > 5) == (0, True)
     assert "nothing new to send, 4 there already" in lab.run("push", "tiny", **home)
 
 

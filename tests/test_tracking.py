@@ -35,6 +35,7 @@ from somvq.tracking.wandb import Tracked, patience_s
 FIGURE_EPOCHS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # gallery.py's, which loads torch
 KEY = "0123456789" * 4
 REFUSALS = (403, 404, 429)
+ENDS = b"\x89PNG", b"IEND\xaeB`\x82"  # of a picture's file
 REAL = """
 method: random
 metric: {name: val/ssim, goal: maximize}
@@ -277,10 +278,13 @@ def test_no_name_of_a_person_file_or_machine_leaves_nor_the_key_but_to_say_who_a
     run = make_run(home, epochs=2)
     run.set_state("failed", f"FileNotFoundError: {POISON}.nii.gz", error="FileNotFoundError")
     names = dict.fromkeys(("USER", "LOGNAME", "HOSTNAME", "SCAN", "SLURM_JOB_NAME", "PWD"), POISON)
+    meant = ("RUN_ID", "SWEEP_ID", "PROJECT", "ENTITY", "RUN_GROUP", "NOTES", "TAGS", "USERNAME", "CONFIG_PATHS")
+    names |= {f"WANDB_{name}": POISON for name in meant}  # for other runs of the same shell
     with worker(home, url=server.url, key=KEY, poison=names) as tracking:
         tracking.follow(run)
         tracking.finish("failed")
     assert Tracked.read(run) == Tracked(epoch=2, mode="online")
+    assert server.runs.keys() == {run.record.wandb_id}
     private = [POISON, str(home), str(ROOT), str(tmp_path), socket.gethostname(), sys.executable, KEY]
     for word in [*private, POISON.lower(), getpass.getuser() + "@"]:
         assert not any(word.encode() in body for body in server.bodies), word
@@ -310,7 +314,7 @@ def test_a_run_sends_at_most_2_mb_of_pictures_and_its_last_ones_in_any_case(tmp_
     drawn = [epoch for epoch in FIGURE_EPOCHS if epoch < epochs] + [epochs]
     for epoch in drawn:
         for name in PICTURES if epoch == epochs else ("codebook_grid", "hits", "reconstruction", "usage"):
-            run.figure(name, epoch).write_bytes(bytes(90_000))
+            run.figure(name, epoch).write_bytes(ENDS[0] + bytes(90_000 - 12) + ENDS[1])
     for brains in (False, True):
         sent = {epoch: pictures_of(run, epoch, upload_brain_images=brains) for epoch in drawn}
         files = [path for found in sent.values() for path in found.values()]
@@ -477,14 +481,25 @@ def test_a_worker_that_just_ends_leaves_an_interrupted_page(home: Path) -> None:
     assert (list(page.rows), page.exit_code, page.summary["trial/state"]) == ([1, 2], 143, "interrupted")
 
 
-def test_a_figure_that_cannot_be_read_ends_the_tracking_alone(home: Path) -> None:
-    run = make_run(home, epochs=1)
-    run.figure("codebook_grid", 2).write_bytes(b"not a picture")
-    run.append({"epoch": 2, "val/ssim": 0.2})
-    with worker(home) as tracking:
+def test_a_figure_that_cannot_be_read_stays_and_so_does_what_is_no_figure(home: Path) -> None:
+    run = make_run(home, epochs=2)
+    whole = run.figure("codebook_grid", 2).read_bytes()
+    for torn, content in (("hits", whole[:-9]), ("usage", b"not a picture")):
+        run.figure(torn, 2).write_bytes(content)
+    for other in ("my_0002", "my_figure", "hits_of_mine"):
+        (run.figures / f"{other}.png").write_bytes(whole)
+    with worker(home, upload_brain_images=True) as tracking:
         tracking.follow(run)
-        assert tracking.finish("complete") < 15
-    assert Tracked.read(run) == Tracked(epoch=1, behind=True, error="UnidentifiedImageError")
+        tracking.finish("complete")
+    names = {key.split("/")[1] for key in pages(run)[0].rows[2] if key.startswith("media/")}
+    assert names == {"codebook_grid", "reconstruction"}
+    assert Tracked.read(run) == Tracked(epoch=2)
+
+
+def test_a_damaged_note_of_what_was_told_says_nothing(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    (run.folder / "tracking.json").write_text('{"epoch": 3, "mo')
+    assert Tracked.read(run) == Tracked()
 
 
 @pytest.mark.parametrize(

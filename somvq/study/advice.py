@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.markup import escape
 
 from somvq.runs import Run, describe
-from somvq.study.status import Status, TrialStatus
+from somvq.study.status import ENDED, Status, TrialStatus
 from somvq.tracking.wandb import Tracked
 
 LITTLE_SPACE = 50e6  # bytes: a few checkpoints
@@ -56,6 +56,10 @@ def tracking_lines(status: Status) -> list[str]:
     """What W&B lacks, and where it shows the rest; nothing where nobody asked for W&B."""
     folder = Path(status.folder)
     tracked = {path.parent.name: Tracked.read(Run(path.parent)) for path in sorted(folder.glob("[0-9]*/tracking.json"))}
+    if tracked:  # forked, say: one that ended and of which W&B was told nothing
+        ended = [f"{trial.number:04d}" for trial in status.trials if trial.state in ENDED]
+        unheard = [name for name in ended if name not in tracked and (folder / name / "config.json").exists()]
+        tracked = dict(sorted({**tracked, **dict.fromkeys(unheard, Tracked())}.items()))
     missing = [str(int(name)) for name, told in tracked.items() if told.behind or told.mode == "offline"]
     lines = []
     if missing:

@@ -41,7 +41,7 @@ from somvq.study.status import silence_optuna
 from somvq.study.stops import go_on
 from somvq.study.supervisor import Supervisor
 from somvq.study.tables import leaderboard, summary_line
-from somvq.tracking import resolve
+from somvq.tracking import read_setting, resolve
 
 DEMO_SUBJECTS, DEMO_VOXEL_MM = 24, 2.12
 
@@ -88,7 +88,7 @@ def open_study(
         cohort_fingerprint=prepared.fingerprint,
         cohort_summary=prepared.summary(),
         wandb_project=settings.wandb_project,
-        wandb_entity=settings.wandb_entity,
+        wandb_entity=settings.wandb_entity or read_setting("entity"),  # one for all machines
     )
     opened, resumed = create_or_resume(settings, record)
     console.print(f"study    {name}, {'found' if resumed else 'begun'} in {shorten(folder)}", soft_wrap=True)

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
+from somvq.errors import RunError
 from somvq.files import write_json
 from somvq.runs import FINISHED, Run
 from somvq.study.lease import Lease, is_alive
@@ -46,6 +47,7 @@ class Outcome:
     added: int = 0  # pictures of rows that were there without them
     address: str = ""  # where people see the study's pages
     left: list[str] = field(default_factory=list)  # to their workers
+    damaged: list[str] = field(default_factory=list)  # runs that cannot be read: why
     lacking: list[Page] = field(default_factory=list)  # that the server does not have whole
 
 
@@ -84,7 +86,11 @@ def send_all(opened: OpenStudy, server: Server, console: Console, *, upload_brai
     known = server.ask(group)
     with progress_bar(console) as follow:
         for source in follow(sources(opened, upload_brain_images=upload_brain_images)):
-            page = source.read()
+            try:
+                page = source.read()
+            except RunError as error:
+                outcome.damaged.append(str(error))
+                continue
             if known.get(page.id, NOTHING).is_whole(page):
                 outcome.whole += 1
                 if len(page.pictures()) == Tracked.read(Run(page.folder)).pictures:  # it was asked for them before
@@ -115,6 +121,7 @@ def send_all(opened: OpenStudy, server: Server, console: Console, *, upload_brai
 def report_lines(outcome: Outcome, study: str) -> list[str]:
     """What a push came to."""
     lines = [f"left     {name}: under way, its worker tells W&B; push again when it has ended" for name in outcome.left]
+    lines += [f"damaged  {why}" for why in outcome.damaged]
     if outcome.lacking:
         which = ", ".join(page.name for page in outcome.lacking)
         advice = f"somvq push {study} tries again; rows before W&B's last it takes no more, metrics.jsonl has all"

@@ -48,7 +48,7 @@ def resolve(mode: Mode) -> Literal["online", "offline", "disabled"]:
     """`mode` without "auto"."""
     if mode == "auto":
         fallback: Mode = "online" if has_credentials() else "offline"
-        mode = MODES.get(_setting("mode") or "", fallback)
+        mode = MODES.get(read_setting("mode") or "", fallback)
     assert mode != "auto"
     return mode
 
@@ -57,7 +57,7 @@ def has_credentials() -> bool:
     """Whether wandb would find a key for its server, in the places and the order in which wandb 0.31 looks."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    host = urlsplit(_setting("base_url") or DEFAULT_BASE_URL).netloc
+    host = urlsplit(read_setting("base_url") or DEFAULT_BASE_URL).netloc
     try:
         logins = netrc.netrc(Path(os.environ.get("NETRC") or "~/.netrc").expanduser())
     except (OSError, ValueError, netrc.NetrcParseError):
@@ -65,7 +65,7 @@ def has_credentials() -> bool:
     return any(logins.authenticators(name) for name in (host, ALIASES.get(host, host)))
 
 
-def _setting(name: str) -> str | None:
+def read_setting(name: str) -> str | None:
     """A setting of W&B as its user left it: by variable, else in this folder's settings file, else in the user's."""
     if value := os.environ.get(f"WANDB_{name.upper()}"):
         return value

@@ -1,6 +1,6 @@
 """What W&B is told of a run beside its ledger's rows. No part of it names a file, a folder, a person or a machine."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
@@ -100,9 +100,7 @@ class Page:
 def page_of(run: Run, state: State, *, upload_brain_images: bool) -> Page:
     """What W&B should have of `run`, which is now `state`."""
     steps = [step_of(run, row, upload_brain_images=upload_brain_images) for row in run.rows()]
-    withheld = (
-        0 if upload_brain_images else sum(name_of(path) in BRAIN_PICTURES for path in run.figures.glob("*_*.png"))
-    )
+    withheld = 0 if upload_brain_images else len(drawn(run, BRAIN_PICTURES, run.record.config.epochs))
     return replace(head_of(run, state), steps=steps, withheld=withheld)
 
 
@@ -167,15 +165,26 @@ def pictures_of(run: Run, epoch: int, *, upload_brain_images: bool) -> dict[str,
 
     Decided by the run's folder alone, so that a replay sends the same.
     """
-    found = [path for path in run.figures_of(epoch).values() if upload_brain_images or name_of(path) in ALLOWED]
+    names = PICTURES.keys() - (frozenset() if upload_brain_images else BRAIN_PICTURES)
+    found = [path for name, path in run.figures_of(epoch).items() if name in names and is_whole(path)]
     if found and epoch == run.record.config.epochs:
         found = fitting(found, LAST_BYTES)
     elif found:
-        before = sorted(run.figures.glob("*_*.png"), key=lambda path: (epoch_of(path), path.name))
-        leaving = [path for path in before if upload_brain_images or name_of(path) in ALLOWED]
-        fit = fitting([path for path in leaving if epoch_of(path) <= epoch], EARLIER_BYTES)
+        fit = fitting(filter(is_whole, drawn(run, names, epoch)), EARLIER_BYTES)
         found = [path for path in found if path in fit]
     return {MEDIA + name_of(path): path for path in found}
+
+
+def drawn(run: Run, names: Collection[str], until: int) -> list[Path]:
+    """The figures `names` of all epochs until one, oldest first; what else lies beside them is not ours to send."""
+    figures = [path for name in names for path in run.figures.glob(f"{name}_[0-9]*.png")]
+    return sorted((path for path in figures if epoch_of(path) <= until), key=lambda path: (epoch_of(path), path.name))
+
+
+def is_whole(path: Path) -> bool:
+    """Whether `path` is a PNG from its begin to its end: wandb would not take the row of another."""
+    content = path.read_bytes() if path.is_file() else b""
+    return content.startswith(b"\x89PNG") and content.endswith(b"IEND\xaeB`\x82")
 
 
 def fitting(paths: Iterable[Path], room: float) -> list[Path]:
@@ -218,4 +227,3 @@ def contents_table() -> str:
 
 
 BRAIN = "; only with `--upload-brain-images`"
-ALLOWED = PICTURES.keys() - BRAIN_PICTURES

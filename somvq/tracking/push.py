@@ -10,12 +10,14 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
 from shutil import copyfile
 from typing import Any, Self
+
+from pydantic import ValidationError
 
 from somvq.errors import SomvqError
 from somvq.tracking import has_credentials
@@ -81,7 +83,12 @@ class Server:
                 "a server of your own: export WANDB_BASE_URL=https://..."
             )
         os.environ["WANDB_MODE"] = "online"  # to push is to be online
-        start_wandb()
+        try:
+            start_wandb()
+        except ValidationError as error:  # in a variable, or in W&B's settings file
+            problem = error.errors()[0]
+            name, value = "WANDB_" + str(problem["loc"][0]).upper(), problem["input"]
+            raise SomvqError(f"{name} {value!r} is impossible: {problem['msg']}; mend or unset it") from error
         import wandb
 
         self.url = str(wandb.setup().settings.base_url)
@@ -114,7 +121,7 @@ class Server:
 
     def send(self, page: Page, on_step: Callable[[], object]) -> int:
         """Sends what the server lacks of `page`; how many rows."""
-        return int(self._try(lambda: send(page, on_step)))
+        return int(self._try(lambda: send(replace(page, entity=self.entity), on_step)))  # where it is asked for, too
 
     def check(self, group: str, pages: Iterable[Page]) -> Checked:
         """Whether the server, some seconds later at most, has all of `pages`; gives it pictures that it lost."""

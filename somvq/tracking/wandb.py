@@ -46,6 +46,12 @@ PRIVATE = {  # without these wandb sends argv, paths, host, packages, console, g
     "x_save_requirements": False,
 }
 
+HEARD = {  # of WANDB_*: who asks which server, and how; others would name runs anew, or tell of people
+    *("API_KEY", "IDENTITY_TOKEN_FILE", "CREDENTIALS_FILE", "BASE_URL", "APP_URL", "MODE", "ERROR_REPORTING"),
+    *("HTTP_PROXY", "HTTPS_PROXY", "X_PROXIES", "X_EXTRA_HTTP_HEADERS", "INSECURE_DISABLE_SSL"),
+    *("CONFIG_DIR", "CACHE_DIR", "DATA_DIR"),
+}
+
 _turn = threading.Lock()  # wandb has one state a process: one run at a time
 
 
@@ -73,10 +79,10 @@ class Tracked(BaseModel):
 
     @classmethod
     def read(cls, run: Run) -> "Tracked":
-        """How much of `run` W&B was told so far."""
+        """How much of `run` W&B was told so far; nothing, where that cannot be read: a push asks the server itself."""
         try:
             return cls.model_validate_json((run.folder / "tracking.json").read_text())
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError):
             return cls()
 
 
@@ -319,8 +325,10 @@ def close_page(there: "wandb.Run", page: Page) -> None:
 
 def start_wandb() -> None:
     """wandb ready in this process: it prints nothing, asks for no key, and reports no errors of its own."""
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        if name.removeprefix("WANDB_") not in HEARD:  # nor a parent's wandb-core, which may end before we do
+            del os.environ[name]
     os.environ["WANDB_ERROR_REPORTING"] = "false"  # read when wandb is imported
-    os.environ.pop("WANDB_SERVICE", None)  # a parent's wandb-core, which may end before we do
     import wandb
 
     silent = _settings(silent=True)  # so that nothing is printed, and no key asked for
