@@ -34,7 +34,7 @@ class Settings(BaseSettings):
     wandb: WandbMode = Field("auto", description="auto: online where there is a key, else offline")
     upload_brain_images: bool = Field(False, description="whether W&B gets pictures that show brains, too")
     wandb_project: str = Field("somvq", description="W&B project of new studies")
-    wandb_entity: str | None = Field(None, description="W&B user or team of new studies; none: WANDB_ENTITY, or your own")
+    wandb_entity: str | None = Field(None, description="W&B user or team of new studies; none: WANDB_ENTITY, or yours")
 
     @classmethod
     def settings_customise_sources(

@@ -4,9 +4,11 @@ import json
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -94,14 +96,26 @@ def test_a_dead_worker_is_noticed_within_a_second(lab: Lab) -> None:
     assert status["trials"][0]["attempts"] == 2
 
 
+def suspend(process: "subprocess.Popen[str]", database: Path) -> list[int]:
+    """Suspends a sweep with all it started, in a moment when none of them is writing to `database`."""
+    while True:
+        pids = [process.pid, *descendants(process.pid)]
+        for pid in pids:
+            kill(pid, signal.SIGSTOP)
+        with closing(sqlite3.connect(database, timeout=0.0)) as other, suppress(sqlite3.OperationalError):
+            other.execute("BEGIN IMMEDIATE")
+            return pids
+        for pid in pids:
+            kill(pid, signal.SIGCONT)
+        time.sleep(0.05)
+
+
 def test_a_suspended_worker_that_wakes_after_its_trial_was_given_away_stops_quietly(lab: Lab) -> None:
     lab.plan(epoch_s=0.3)
     lab.environment["SOMVQ_LEASE_S"] = "2"
     first = lab.start("sweep", "tiny", "--trials", "1")
     wait_until(lambda: len(lab.run_of(0).rows()) >= 1, process=first)
-    sleeping = [first.pid, *descendants(first.pid)]
-    for pid in sleeping:
-        kill(pid, signal.SIGSTOP)
+    sleeping = suspend(first, lab.folder / "runs/tiny/study.db")
     assert "tiny: 1 done" in lab.run("sweep", "tiny", "--trials", "1")
     told = lab.run_of(0).rows()
     for pid in sleeping:
