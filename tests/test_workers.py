@@ -110,6 +110,7 @@ def suspend(process: "subprocess.Popen[str]", database: Path) -> list[int]:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_a_suspended_worker_that_wakes_after_its_trial_was_given_away_stops_quietly(lab: Lab) -> None:
     lab.plan(epoch_s=0.3)
     lab.environment["SOMVQ_LEASE_S"] = "2"
@@ -250,6 +251,7 @@ def test_a_journal_with_a_torn_last_line_goes_on(lab: Lab, request: pytest.Fixtu
     assert_exactly(lab, 3, repeated=1)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk")
 def test_a_full_disk_costs_no_trial(lab: Lab) -> None:
     """A disk of 3 MB, really filled while trials train, and freed later."""
@@ -307,6 +309,7 @@ def test_how_attempts_end_decides_whether_they_are_made_again(lab: Lab) -> None:
     assert "failed   trial 3: ValueError: a bug; see runs/tiny/0003/attempts.log" in output
 
 
+@pytest.mark.slow
 def test_three_bugs_in_a_row_stop_the_sweep_and_those_of_before_do_not(lab: Lab) -> None:
     bug = {"raise": "bug", "at": 1}
     lab.plan(trials={f"{number:04d}": bug for number in range(3)})
@@ -316,6 +319,7 @@ def test_three_bugs_in_a_row_stop_the_sweep_and_those_of_before_do_not(lab: Lab)
     assert "tiny: 2 done, 3 failed, 0 to go of 5 trials" in lab.run("sweep", "tiny", "--trials", "5", status=1)
 
 
+@pytest.mark.slow
 def test_what_the_machine_is_to_blame_for_waits_until_it_is_mended(lab: Lab) -> None:
     lab.plan(trials={"0000": {"raise": "infrastructure", "at": 2}})
     output = lab.run("sweep", "tiny", "--trials", "1", status=1)
@@ -332,6 +336,7 @@ def test_what_the_machine_is_to_blame_for_waits_until_it_is_mended(lab: Lab) -> 
 # Limits and stops
 
 
+@pytest.mark.slow
 def test_hours_are_counted_over_resumes_and_stop_without_loss(lab: Lab) -> None:
     lab.plan(epoch_s=0.5)
     output = lab.run("sweep", "tiny", "--trials", "2", "--hours", "0.0002")
@@ -464,6 +469,7 @@ def test_rows_added_while_workers_run_are_trained_by_them_too(lab: Lab) -> None:
     assert {trial["same_as"] for trial in status["trials"]} == {None}
 
 
+@pytest.mark.slow
 def test_a_refused_fork_leaves_everything_as_it_was(lab: Lab, tiny_scans: Path) -> None:
     lab.plan(epoch_s=0.01)
     lab.run("sweep", "tiny", "--trials", "1")
