@@ -135,7 +135,7 @@ def drawing(epoch: int) -> np.ndarray:
     return (np.arange(6 * 8 * 3).reshape(6, 8, 3) + epoch).astype(np.uint8)
 
 
-def until(reached: Callable[[], bool], *, timeout_s: float = 8.0) -> None:
+def until(reached: Callable[[], bool], *, timeout_s: float = 20.0) -> None:
     """Waits until `reached`."""
     deadline = time.monotonic() + timeout_s
     while not reached():

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from rich.markup import escape
@@ -68,9 +69,9 @@ def tracking_lines(status: Status) -> list[str]:
     pages = sorted(folder.glob("*/wandb/offline-run-*"))
     if missing and pages:
         lines.append(f"         or look at one here: {program('wandb')} leet {shorten(pages[-1])}")
-    address = folder / "summary" / "address.json"
-    if len(missing) < len(tracked) and address.exists():
-        lines.append(f"W&B      {json.loads(address.read_text())['address']}")
+    if len(missing) < len(tracked):
+        with suppress(OSError, ValueError, KeyError):  # nobody has pushed yet, or it is damaged: the next push says it
+            lines.append(f"W&B      {json.loads((folder / 'summary' / 'address.json').read_text())['address']}")
     return lines
 
 

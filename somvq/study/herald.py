@@ -11,6 +11,7 @@ from somvq.study.pushing import push_summary
 from somvq.study.record import OpenStudy
 from somvq.study.status import Status
 
+PATIENCE_S = 10.0  # for a process that was asked to end
 PAUSE_S = 300.0  # between two tellings, each of which costs a second or two of a core
 
 
@@ -67,4 +68,8 @@ class Herald(Silence):
         """Leaves no process behind."""
         if self.process and self.process.poll() is None:
             self.process.terminate()
-            self.process.wait()
+            try:
+                self.process.wait(PATIENCE_S)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()

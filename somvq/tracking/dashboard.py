@@ -6,13 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
 from somvq.config import RunConfig
 from somvq.definitions import LOGARITHMIC, ROW, Metric, Parameter, Sweep
 from somvq.errors import SomvqError
 from somvq.runs import LOSSES, MAP_METRICS, METRICS, why_not_measured
 from somvq.tracking import has_credentials
+from somvq.tracking.wandb import start_wandb
 
 if TYPE_CHECKING:
     import wandb_workspaces.reports.v2 as wr
@@ -98,19 +97,10 @@ def save(subject: Subject) -> str:
             "no W&B key: export WANDB_API_KEY=... (an in-house server: WANDB_BASE_URL too); "
             f"or look here, without: somvq dashboard --local {subject.name}"
         )
-    os.environ.setdefault("WANDB_HTTP_TIMEOUT", str(ANSWER_S))  # both are read when wandb is imported
-    os.environ["WANDB_ERROR_REPORTING"] = "false"
-    os.environ.pop("WANDB_SERVICE", None)
+    os.environ.setdefault("WANDB_HTTP_TIMEOUT", str(ANSWER_S))  # read when wandb is imported
+    start_wandb()
     import wandb
 
-    silent = wandb.Settings(silent=True)
-    wandb.termsetup(silent, None)
-    try:
-        wandb.setup(silent)
-    except ValidationError as error:
-        told = error.errors()[0]
-        named = "_".join(map(str, told["loc"]))
-        raise SomvqError(f"WANDB_{named.upper()} is {told['input']!r}, which W&B refuses: {told['msg']}") from error
     try:
         return _save(subject)
     except (wandb.Error, _failed_request()) as error:

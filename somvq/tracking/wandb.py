@@ -16,8 +16,9 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from somvq.errors import DefinitionError
 from somvq.files import write_json
 from somvq.runs import Run, State
 from somvq.tracking import Tracker, has_credentials
@@ -49,7 +50,7 @@ PRIVATE = {  # without these wandb sends argv, paths, host, packages, console, g
 HEARD = {  # of WANDB_*: who asks which server, and how; others would name runs anew, or tell of people
     *("API_KEY", "IDENTITY_TOKEN_FILE", "CREDENTIALS_FILE", "BASE_URL", "APP_URL", "MODE", "ERROR_REPORTING"),
     *("HTTP_PROXY", "HTTPS_PROXY", "X_PROXIES", "X_EXTRA_HTTP_HEADERS", "INSECURE_DISABLE_SSL"),
-    *("CONFIG_DIR", "CACHE_DIR", "DATA_DIR"),
+    *("CONFIG_DIR", "CACHE_DIR", "DATA_DIR", "HTTP_TIMEOUT"),
 }
 
 _turn = threading.Lock()  # wandb has one state a process: one run at a time
@@ -324,7 +325,11 @@ def close_page(there: "wandb.Run", page: Page) -> None:
 
 
 def start_wandb() -> None:
-    """wandb ready in this process: it prints nothing, asks for no key, and reports no errors of its own."""
+    """wandb ready in this process: it prints nothing, asks for no key, and reports no errors of its own.
+
+    Raises:
+        DefinitionError: a variable, or W&B's settings file, says what wandb would not take.
+    """
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         if name.removeprefix("WANDB_") not in HEARD:  # nor a parent's wandb-core, which may end before we do
             del os.environ[name]
@@ -333,7 +338,12 @@ def start_wandb() -> None:
 
     silent = _settings(silent=True)  # so that nothing is printed, and no key asked for
     wandb.termsetup(silent, None)  # already while it reads its settings
-    wandb.setup(silent)
+    try:
+        wandb.setup(silent)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name, value = "WANDB_" + str(problem["loc"][0]).upper(), problem["input"]
+        raise DefinitionError(f"{name} {value!r} is impossible: {problem['msg']}; mend or unset it") from error
 
 
 def _bounds(options: Options) -> dict[str, Any]:
