@@ -242,6 +242,7 @@ def test_a_study_whose_prepared_cohort_was_cleaned_away_prepares_it_again(place:
     assert "tiny: 2 done" in told
 
 
+@pytest.mark.slow
 def test_one_row_of_a_table_is_trained_by_its_name(place: Path) -> None:
     (place / "sweeps" / "rows.yaml").write_text(ROWS)
     told = somvq(place, "sweep", "rows", "--set", "row=second")

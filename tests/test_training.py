@@ -87,7 +87,10 @@ RESUMED: dict[str, dict[str, object]] = {  # between them, all that a codebook o
 }
 
 
-@pytest.mark.parametrize("what", RESUMED)
+LONGEST = ("kohonen", "soft som")
+
+
+@pytest.mark.parametrize("what", [pytest.param(w, marks=[pytest.mark.slow] * (w in LONGEST)) for w in RESUMED])
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     what: str, tmp_path: Path, tiny_cohort: Cohort, stage: Path
 ) -> None:

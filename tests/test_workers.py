@@ -128,6 +128,7 @@ def test_a_suspended_worker_that_wakes_after_its_trial_was_given_away_stops_quie
     assert_exactly(lab, 1, repeated=1)
 
 
+@pytest.mark.slow
 def test_a_worker_on_another_host_is_dead_when_its_lease_is_out_whatever_the_clocks_say(lab: Lab) -> None:
     """Hosts are UTS namespaces; the clock of the second one is ten minutes ahead."""
     lab.plan(epoch_s=0.3)
@@ -187,6 +188,7 @@ def test_the_same_command_from_many_shells_at_once_trains_each_trial_once(
     assert_exactly(lab, 5, study)
 
 
+@pytest.mark.slow
 def test_eight_workers_that_start_in_the_same_second_share_an_empty_study(lab: Lab) -> None:
     process = lab.start("sweep", "tiny", "--trials", "10", "--workers", "8")
     output = process.communicate(timeout=120)[0]
@@ -194,6 +196,7 @@ def test_eight_workers_that_start_in_the_same_second_share_an_empty_study(lab: L
     assert_exactly(lab, 10)
 
 
+@pytest.mark.slow
 def test_a_database_that_is_stopped_and_started_again_interrupts_nobody(
     lab: Lab, postgresql: Any, request: pytest.FixtureRequest
 ) -> None:
@@ -214,6 +217,7 @@ def test_a_database_that_is_stopped_and_started_again_interrupts_nobody(
     assert [trial["attempts"] for trial in status["trials"]] == [1, 1, 1, 1]
 
 
+@pytest.mark.slow
 def test_a_worker_that_starts_while_its_database_is_stopped_waits_for_it(
     lab: Lab, postgresql: Any, request: pytest.FixtureRequest
 ) -> None:
@@ -236,6 +240,7 @@ def test_a_worker_that_starts_while_its_database_is_stopped_waits_for_it(
     assert "the study's storage did not answer for 0.5 s" in gave_up
 
 
+@pytest.mark.slow
 def test_a_journal_with_a_torn_last_line_goes_on(lab: Lab, request: pytest.FixtureRequest) -> None:
     store(lab, "journal", request)
     lab.plan(epoch_s=0.3)
@@ -352,6 +357,7 @@ def test_hours_are_counted_over_resumes_and_stop_without_loss(lab: Lab) -> None:
     assert_exactly(lab, 2, repeated=2)
 
 
+@pytest.mark.slow
 def test_gpu_hours_are_those_of_attempts_that_have_a_gpu(lab: Lab) -> None:
     lab.plan(epoch_s=0.3)
     lab.run("sweep", "tiny", "--trials", "1", CUDA_VISIBLE_DEVICES="0")
@@ -363,6 +369,7 @@ def test_gpu_hours_are_those_of_attempts_that_have_a_gpu(lab: Lab) -> None:
     assert len(lab.status()["trials"]) == 1
 
 
+@pytest.mark.slow
 def test_a_stopped_study_ends_everywhere_and_is_resumed(lab: Lab) -> None:
     lab.plan(epoch_s=0.5)
     process = lab.start("sweep", "tiny", "--trials", "3", "--workers", "2")
@@ -377,6 +384,7 @@ def test_a_stopped_study_ends_everywhere_and_is_resumed(lab: Lab) -> None:
     assert_exactly(lab, 3, repeated=2)
 
 
+@pytest.mark.slow
 def test_one_trial_can_be_ended_for_good(lab: Lab) -> None:
     lab.plan(epoch_s=0.5)
     process = lab.start("sweep", "tiny", "--trials", "2")
